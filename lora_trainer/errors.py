@@ -1,0 +1,94 @@
+"""The one tree of exceptions, and `Problem`, one finding of a check.
+
+Every message says what is wrong, the value found, what is allowed and what to do. The command line, the page and the API
+show the same text.
+
+    LoraTrainerError
+    ├── ConfigError           the settings; carries every problem found
+    ├── DatasetError          the pictures and captions
+    ├── ModelError            the checkpoint
+    │   └── UnsupportedModelError
+    ├── AdapterError          a LoRA file
+    ├── RunFolderError        locked, finished, or other settings than asked
+    ├── MissingPackageError   an optional package; names its pip command
+    └── TrainingError         while training
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning", "notice"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding of a check.
+
+    Attributes:
+        field: the setting or file that it is about, as the user wrote it; "" when it is about the whole.
+        message: what is wrong, with the value found.
+        severity: "error" stops the run, "warning" may spoil it, "notice" only informs.
+        hint: what to do; "" when the message already says it.
+    """
+
+    field: str
+    message: str
+    severity: Severity = "error"
+    hint: str = ""
+
+    def __str__(self) -> str:
+        subject = f"{self.field}: " if self.field else ""
+        hint = f" {self.hint}" if self.hint else ""
+        return f"{subject}{self.message}{hint}"
+
+
+class LoraTrainerError(Exception):
+    """The root: whatever we raise on purpose, with a message made for the user."""
+
+
+class ConfigError(LoraTrainerError):
+    """The settings cannot be used. `problems` holds every finding, not only the first."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class DatasetError(LoraTrainerError):
+    """Nothing usable is left of the pictures, or one of them changed while it was needed."""
+
+
+class ModelError(LoraTrainerError):
+    """The checkpoint cannot be read."""
+
+
+class UnsupportedModelError(ModelError):
+    """The checkpoint was recognised, and is of a kind that cannot be trained here."""
+
+
+class AdapterError(LoraTrainerError):
+    """A LoRA file cannot be read, or does not fit the base."""
+
+
+class RunFolderError(LoraTrainerError):
+    """The run folder is in use, or belongs to a run with other settings."""
+
+
+class TrainingError(LoraTrainerError):
+    """Training cannot go on."""
+
+
+class MissingPackageError(LoraTrainerError):
+    """An optional package is needed and is not installed.
+
+    Args:
+        package: its name for pip.
+        purpose: what it is needed for, to complete "... needs the package X".
+    """
+
+    def __init__(self, package: str, purpose: str) -> None:
+        self.package = package
+        super().__init__(f"{purpose} needs the package {package}, which is not installed. Install it with: pip install {package}")

@@ -1,0 +1,69 @@
+"""Files written whole or not at all, on Windows too.
+
+A temporary file beside the target is written, flushed to the disk and renamed over it. Where a program on Windows holds the
+target open, the rename is retried and at last the new file is kept beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+TEMPORARY_SUFFIX = ".tmp"
+RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Has `write` fill a temporary file, then moves it over `path`. After an exception the old file is untouched.
+
+    Args:
+        path: the target; its folder is made when missing.
+        write: is given the path of the temporary file, in the same folder, and must close it.
+
+    Returns:
+        Where the file is now: `path`, or its neighbour when `path` stayed in use (see `replace_file`).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        return replace_file(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes UTF-8 text with Unix line ends, whole or not at all."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Writes bytes, whole or not at all."""
+    return write_whole(path, lambda temporary: temporary.write_bytes(data))
+
+
+def replace_file(source: Path, target: Path) -> Path:
+    """Renames `source` over `target`; on Windows a target that is in use is retried for 1.5 seconds.
+
+    Returns:
+        `target`; or, when it stays in use, "<stem>.new-<n><suffix>" beside it with the new content, and a warning is logged.
+    """
+    for seconds in RETRY_SECONDS:
+        try:
+            os.replace(source, target)
+            return target
+        except PermissionError:
+            time.sleep(seconds)
+    number = 1
+    while (neighbour := target.with_name(f"{target.stem}.new-{number}{target.suffix}")).exists():
+        number += 1
+    os.replace(source, neighbour)
+    log.warning("%s is in use by another program; the new file was kept beside it as %s.", target, neighbour.name)
+    return neighbour
