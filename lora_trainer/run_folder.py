@@ -173,7 +173,8 @@ def open_run(config: TrainConfig, *, fresh: bool, total_steps: Callable[[], int]
 
 def _decide(folder: RunFolder, config: TrainConfig, total_steps: Callable[[], int]) -> Start:
     if not folder.config_path.exists():
-        strangers = [path.name for path in folder.path.iterdir() if path.name != "lock"]
+        ours = ("lock", "commands")
+        strangers = [path.name for path in folder.path.iterdir() if path.name not in ours and path.suffix != TEMPORARY_SUFFIX]
         if strangers:
             raise RunFolderError(
                 f"output_dir ({folder.path}) already holds {len(strangers)} files that are not of a run, such as {strangers[0]}. "
