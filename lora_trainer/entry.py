@@ -42,7 +42,7 @@ COMMAND --help tells more. The first start installs the packages into .venv, bes
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad configuration, 130 stopped by Ctrl-C."""
-    _make_output_safe()
+    make_output_safe()
     try:
         return _answer(list(arguments))
     except SetupError as error:
@@ -153,7 +153,7 @@ def _show_setup() -> int:
     return 0
 
 
-def _make_output_safe() -> None:
+def make_output_safe() -> None:
     """Has characters that the console cannot show printed as \\uXXXX: a file's name must never end a training."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # None under pythonw, or replaced by a test

@@ -62,7 +62,8 @@ class EventWriter:
             self._file.write(b"\n")
 
     def write(self, event: TrainEvent) -> None:
-        self._file.write((event.to_line() + "\n").encode("utf-8"))
+        # Linux hands over a file name that is not UTF-8 with lone surrogates; as "\udcff" they are JSON and come back equal.
+        self._file.write((event.to_line() + "\n").encode("utf-8", "backslashreplace"))
 
     def close(self) -> None:
         self._file.close()
@@ -86,7 +87,7 @@ def parse_line(line: bytes) -> TrainEvent | None:
     try:
         data = json.loads(line)
         return TrainEvent(kind=data.pop("kind"), time=data.pop("time"), data=data)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         return None
 
 

@@ -55,12 +55,13 @@ def replace_file(source: Path, target: Path) -> Path:
     Returns:
         `target`; or, when it stays in use, "<stem>.new-<n><suffix>" beside it with the new content, and a warning is logged.
     """
-    for seconds in RETRY_SECONDS:
+    for seconds in (0, *RETRY_SECONDS):
+        time.sleep(seconds)
         try:
             os.replace(source, target)
             return target
         except PermissionError:
-            time.sleep(seconds)
+            continue
     number = 1
     while (neighbour := target.with_name(f"{target.stem}.new-{number}{target.suffix}")).exists():
         number += 1
