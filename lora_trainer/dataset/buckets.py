@@ -25,9 +25,7 @@ class Bucket(NamedTuple):
         return f"{self.width}x{self.height}"
 
 
-def assign_buckets(
-    sizes: Iterable[tuple[int, int]], resolution: int, *, step: int = 64, upscale: bool = False
-) -> list[Bucket]:
+def assign_buckets(sizes: Iterable[tuple[int, int]], resolution: int, *, step: int = 64, upscale: bool = False) -> list[Bucket]:
     """Returns the bucket of each picture.
 
     Args:
@@ -77,7 +75,7 @@ def fit_image(image: Image.Image, bucket: Bucket) -> Image.Image:
     # The crop is taken in the source's pixels: one pass, and no large picture between.
     per_x, per_y = image.width / scaled[0], image.height / scaled[1]
     box = (left * per_x, top * per_y, (left + bucket.width) * per_x, (top + bucket.height) * per_y)
-    return image.resize(tuple(bucket), Image.Resampling.LANCZOS, box=box)
+    return image.resize((bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box)
 
 
 def _nearest(size: tuple[int, int], area: int, step: int, upscale: bool) -> Bucket:
@@ -90,7 +88,11 @@ def _nearest(size: tuple[int, int], area: int, step: int, upscale: bool) -> Buck
     # Ties go to the larger bucket, then to the wider one, so that the choice does not depend on the order.
     return min(
         _candidates(*limits, area, step),
-        key=lambda bucket: (round(abs(math.log(bucket.width / bucket.height) - ratio), 9), -bucket.width * bucket.height, -bucket.width),
+        key=lambda bucket: (
+            round(abs(math.log(bucket.width / bucket.height) - ratio), 9),
+            -bucket.width * bucket.height,
+            -bucket.width,
+        ),
     )
 
 

@@ -104,7 +104,9 @@ def _read_sidecars(folder: Path, names: Sequence[str], files: list[str], suffix:
     for sidecar, shared in users.items():
         if len(shared) > 1:
             problems.append(
-                Problem(sidecar, f"is the caption of {len(shared)} pictures: {examples(shared)}.", "warning", "Rename all but one.")
+                Problem(
+                    sidecar, f"is the caption of {len(shared)} pictures: {examples(shared)}.", "warning", "Rename all but one."
+                )
             )
     return found
 
@@ -140,14 +142,16 @@ def _match(table: Table, label: str, names: Sequence[str], parent: str, problems
     prefix = f"{parent}/" if parent else ""
     index = NameIndex(name.removeprefix(prefix) for name in names if name.startswith(prefix))
     best: dict[str, tuple[int, str]] = {}
-    unknown, ambiguous, doubled = [], [], []
+    unknown: list[str] = []
+    ambiguous: list[str] = []
+    doubled: list[str] = []
     for row in table.rows:
         rank, fits = index.find(row.name)
         if len(fits) != 1:
             (ambiguous if fits else unknown).append(row.name)
             continue
         earlier = best.get(fits[0])
-        if earlier and earlier[0] == rank and earlier[1] != row.caption:
+        if earlier and earlier[1] != row.caption:
             doubled.append(row.name)
         if earlier is None or rank < earlier[0]:
             best[fits[0]] = (rank, row.caption)
@@ -156,7 +160,7 @@ def _match(table: Table, label: str, names: Sequence[str], parent: str, problems
     for found, message, hint in (
         (unknown, "{} name no picture", "Correct the names, or remove the rows."),
         (ambiguous, "{} fit several pictures and were not used", "Write the name with its folder and suffix."),
-        (doubled, "{} repeat a picture with another caption; the first row counts", "Remove all but one."),
+        (doubled, "{} repeat a picture with another caption; the best fit counts, then the first", "Remove all but one."),
         (list(table.faults), "{} could not be read", "Correct the file; a caption with commas needs quotes."),
     ):
         if found:

@@ -125,7 +125,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror or error}. Put it back, or start again without it.") from error
+        raise DatasetError(
+            f"{path} cannot be read: {error.strerror or error}. Put it back, or start again without it."
+        ) from error
     if not data:
         raise DatasetError(f"{path} is empty (0 bytes). Copy it again, or remove it.")
     return data
@@ -212,9 +214,8 @@ def _grey_to_8_bits(grey: np.ndarray, path: Path) -> np.ndarray:
     """
     if grey.dtype.kind == "f":
         if not (np.isfinite(grey).all() and grey.min() >= 0 and grey.max() <= 1):
-            raise DatasetError(
-                f"{path} has floating-point values from {grey.min():g} to {grey.max():g}; 0 to 1 can be read. Save it with 8 or 16 bits."
-            )
+            found = f"{grey.min():g} to {grey.max():g}"
+            raise DatasetError(f"{path} has values from {found}; 0 to 1 can be read. Save it with 8 or 16 bits.")
         return (grey * 255 + 0.5).astype(np.uint8)
     if grey.min() < 0 or grey.max() > 65535:
         return (grey.astype(np.uint32) >> 24).astype(np.uint8)

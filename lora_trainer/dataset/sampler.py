@@ -9,12 +9,14 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-class Placed(NamedTuple):
+@dataclass(frozen=True)
+class Placed:
     """One example of an epoch.
 
     Attributes:

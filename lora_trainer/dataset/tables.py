@@ -116,7 +116,7 @@ class NameIndex:
 
 
 def _rank(wanted: str, name: str) -> int | None:
-    """Returns 0 same, 1 other case, 2 no suffix; 3 and 4 as 1 and 2 where one of the two lacks leading folders; None for no fit."""
+    """Returns 0 same, 1 other case, 2 no suffix, 3 and 4 likewise where one of the two lacks leading folders; None: no fit."""
     if wanted == normal(name):
         return 0
     wanted, name = _folded(wanted), _folded(name)
