@@ -48,14 +48,16 @@ def webui_layers(model: TrainableModel) -> dict[str, tuple[int, ...]]:
     }
 
 
-def save_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype = torch.float16) -> Path:
+def save_lora(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None = torch.float16
+) -> Path:
     """Writes a LoRA file, whole or not at all. Its stem becomes the alias in `<lora:alias:0.7>`.
 
     Args:
         path: "<name>.safetensors"; its folder is made when missing.
         tensors: by the WebUI's keys.
         metadata: all but the name and the hashes, which are set here.
-        dtype: of the stored tensors.
+        dtype: of the stored tensors; None keeps each as it is. Alpha is always kept in fp32, because it scales the whole layer.
 
     Returns:
         Where the file is, see `files.write_whole`.
@@ -64,7 +66,7 @@ def save_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
         AdapterError: a tensor is not finite, or does not fit the dtype; no file was written.
     """
     stored = _to_storage(tensors, dtype)
-    values = {**metadata, "ss_output_name": path.stem, "modelspec.title": metadata.get("modelspec.title", path.stem)}
+    values = {**metadata, "ss_output_name": path.stem, "modelspec.title": path.stem}
     training_values = {key: value for key, value in sorted(values.items()) if key.startswith("ss_")}
     serialised = memoryview(safetensors.torch.save(stored))
     data_offset = 8 + int.from_bytes(serialised[:8], "little")
@@ -116,8 +118,8 @@ def _plain_layers(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.L
             yield from _plain_layers(child, f"{prefix}{name}.")
 
 
-def _to_storage(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Returns copies in the dtype of the file; alpha stays fp32, because it scales the whole layer."""
+def _to_storage(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Returns copies in the dtype of the file."""
     stored = {}
     for key, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
@@ -125,7 +127,7 @@ def _to_storage(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, 
                 f"the weights of {key.partition('.')[0]} are not finite (NaN or infinity), so no file was written. "
                 "Take an earlier saved step, and train again with a lower learning_rate."
             )
-        kept = torch.float32 if key.endswith(".alpha") else dtype
+        kept = torch.float32 if key.endswith(".alpha") else dtype or tensor.dtype
         stored[key] = tensor.detach().to("cpu", kept, copy=True).contiguous()
         if not bool(torch.isfinite(stored[key]).all()):
             raise AdapterError(

@@ -10,7 +10,13 @@ import re
 from collections.abc import Iterable
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
-PARTS = {"lora_unet_": "UNet", "lora_te1_": "text encoder 1", "lora_te2_": "text encoder 2", "lora_te_": "text encoder"}
+PARTS = {
+    "lora_unet_": "UNet",
+    "lora_te1_": "text encoder 1",
+    "lora_te2_": "text encoder 2",
+    "lora_te_": "text encoder",
+    "oft_unet_": "UNet",
+}
 
 # Kind -> an ending that only it has, in the order in which they are looked for.
 KIND_ENDINGS = {
@@ -24,14 +30,21 @@ KIND_ENDINGS = {
     "norm": (".w_norm",),
     "LoRA": (".lora_up.weight",),
 }
-# What a file without effect in the WebUI, or that is no LoRA at all, is recognised by.
-FOREIGN_PATTERNS = {
-    "PEFT": r"base_model\.model\.|.*\.lora_[AB](\.\w+)?\.weight$",
-    "diffusers": r"(unet|text_encoder|text_encoder_2|transformer)\..*(lora|processor)",
-    "Flux, SD3 or another transformer": r"lora_unet_(double_|single_|joint_)?blocks_|lora_te3_|lora_transformer_",
-    "a whole checkpoint": r"(model\.diffusion_model|cond_stage_model|first_stage_model|conditioner)\.",
-    "a textual inversion": r"(emb_params|string_to_param|clip_[lg])($|\.)",
-    "a VAE": r"(encoder|decoder)\.(conv_in|mid|mid_block)",
+_CONVERT = "Export it again here, or convert it to kohya's key names."
+# Form -> what its keys look like, and what to do with such a file.
+FOREIGN_FORMS = {
+    "PEFT": (r"base_model\.model\.|(?!lora_(unet|te))(.*\.)?lora_[AB](\.\w+)?\.weight$", _CONVERT),
+    "diffusers": (r"(unet|text_encoder|text_encoder_2|transformer)\..*(lora|processor)", _CONVERT),
+    "Flux, SD3 or another transformer": (
+        r"lora_unet_(double_|single_|joint_)?blocks_|lora_te3_|lora_transformer_",
+        "It is made for another kind of base model and cannot be converted.",
+    ),
+    "a whole checkpoint": (
+        r"(model\.diffusion_model|cond_stage_model|first_stage_model|conditioner)\.",
+        "Move it to models/Stable-diffusion.",
+    ),
+    "a textual inversion": (r"(emb_params|string_to_param|clip_[lg])($|\.)", "Move it to the embeddings folder."),
+    "a VAE": (r"(encoder|decoder)\.(conv_in|mid|mid_block)", "Move it to models/VAE."),
 }
 
 
@@ -46,6 +59,16 @@ def part_of(module: str) -> str | None:
     return next((part for prefix, part in PARTS.items() if module.startswith(prefix)), None)
 
 
+def group_by_module(keys: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Returns the keys by module and ending. Embeddings that travel in the file ("bundle_emb") are no module."""
+    modules: dict[str, dict[str, str]] = {}
+    for key in keys:
+        module, ending = split_key(key)
+        if module != "bundle_emb":
+            modules.setdefault(module, {})[ending] = key
+    return modules
+
+
 def is_open_clip(module: str, *, is_sd2: bool) -> bool:
     """Whether a module is of an OpenCLIP text encoder, whose attention takes all four projections or none."""
     return module.startswith("lora_te2_") or (is_sd2 and module.startswith("lora_te_"))
@@ -58,9 +81,9 @@ def kinds_of(keys: Iterable[str]) -> list[str]:
 
 
 def foreign_form(keys: Iterable[str]) -> str | None:
-    """Returns whose form keys are in that the WebUI does not apply, or None."""
+    """Returns which of `FOREIGN_FORMS`, that the WebUI does not apply, keys are in, or None."""
     keys = list(keys)
-    for form, pattern in FOREIGN_PATTERNS.items():
+    for form, (pattern, _) in FOREIGN_FORMS.items():
         if any(re.match(pattern, key) for key in keys):
             return form
     return None
