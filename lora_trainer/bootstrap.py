@@ -182,6 +182,20 @@ class Environment:
                 "or name another place in the environment variable LORA_TRAINER_ENVIRONMENTS."
             ) from error
 
+    def share_torch(self) -> None:
+        """Lets the environment see the torch of the Python that we were started with, if that is recent enough."""
+        spec = importlib.util.find_spec("torch")
+        if spec is None or spec.origin is None:
+            return
+        version = importlib.metadata.version("torch")
+        if tuple(int(part) for part in version.split(".")[:2]) < self.package_set.oldest_torch:
+            return
+        found_in = Path(spec.origin).resolve().parent.parent
+        # A line of code, because site.py reads plain paths in the locale's encoding, which may lack the path's characters.
+        line = f"import sys; sys.path.append({str(found_in)!a})"
+        code = "import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), sys.argv[1]).write_text(sys.argv[2])"
+        self._run("The torch of this Python could not be shared.", self.python, "-c", code, "zz_torch_of_the_base.pth", line)
+
     def _wait_for(self, lock: BinaryIO) -> bool:
         """Returns whether there was anything to wait for."""
         waited = False
@@ -200,10 +214,11 @@ class Environment:
         self.say(f"Setting up Python packages in {self.folder}")
         if not self._is_usable() or unfinished == "environment":
             self._make()
-        self.say("[2/4] uv, which installs the rest")
-        if not self._succeeds(self.python, "-m", "pip", "--version"):  # an environment made by other means
-            self._run("pip could not be installed.", self.python, "-m", "ensurepip")
-        self._run("uv could not be installed.", self.python, "-m", "pip", "install", "--quiet", UV)
+        if self._version("uv") != UV.partition("==")[2]:
+            self.say("[2/4] uv, which installs the rest")
+            if not self._version("pip"):  # an environment made by other means
+                self._run("pip could not be installed.", self.python, "-m", "ensurepip")
+            self._run("uv could not be installed.", self.python, "-m", "pip", "install", "--quiet", UV)
         self._install_torch(is_repair=unfinished == "torch")
         self._install_locked(tests=tests, is_repair=unfinished == "packages")
         self.say("The packages are ready.")
@@ -236,21 +251,7 @@ class Environment:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_state("environment", [])
         self._run("The environment could not be made.", Path(sys.executable), "-m", "venv", self.folder)
-        self._share_torch()
-
-    def _share_torch(self) -> None:
-        """Lets the environment see the torch of the Python that we were started with, if that is recent enough."""
-        spec = importlib.util.find_spec("torch")
-        if spec is None or spec.origin is None:
-            return
-        version = importlib.metadata.version("torch")
-        if tuple(int(part) for part in version.split(".")[:2]) < self.package_set.oldest_torch:
-            return
-        found_in = Path(spec.origin).resolve().parent.parent
-        # A line of code, because site.py reads plain paths in the locale's encoding, which may lack the path's characters.
-        line = f"import sys; sys.path.append({str(found_in)!a})"
-        code = "import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), sys.argv[1]).write_text(sys.argv[2])"
-        self._run("The torch of this Python could not be shared.", self.python, "-c", code, "zz_torch_of_the_base.pth", line)
+        self.share_torch()
 
     def _install_torch(self, *, is_repair: bool) -> None:
         version = self._version("torch")
