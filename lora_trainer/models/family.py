@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class ModelSettings:
     prediction_type: str = "auto"
     clip_skip: int = 1
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     gradient_checkpointing: bool = False
 
 
