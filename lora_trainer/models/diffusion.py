@@ -165,6 +165,10 @@ class DiffusionModel(ABC):
             return webui.unet_key(self.family, self.facts.unet, module_name)
         return webui.text_key(self.family, list(self.parts).index(part) - 1, module_name)
 
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Has the denoiser recompute its activations in the backward pass, or keep them."""
+        (self.unet.enable_gradient_checkpointing if enabled else self.unet.disable_gradient_checkpointing)()
+
     def release_encoders(self, *, keep_text: bool) -> None:
         """Moves the VAE, and unless `keep_text` the text encoders, to the CPU."""
         self.vae.to("cpu")
