@@ -110,7 +110,10 @@ def examine(path: Path) -> PictureFacts:
     """
     data = read_bytes(path)
     header = _open(data, path)
-    is_animated = header.format in _MOVING_FORMATS and getattr(header, "n_frames", 1) > 1
+    try:
+        is_animated = header.format in _MOVING_FORMATS and getattr(header, "n_frames", 1) > 1
+    except _DECODER_ERRORS as error:  # frames are counted by reading all of them
+        raise DatasetError(_damaged(path, error)) from error
     image = _decode(data, path)
     if image.mode in ("F", "LAB"):  # the modes that may have no meaning as RGB
         _to_rgb(image, path)

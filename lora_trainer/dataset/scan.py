@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from PIL import ImageFile
+
 from lora_trainer.dataset.captions import SIDECAR_SUFFIXES, TABLE_NAMES, examples, read_captions
 from lora_trainer.dataset.images import SUFFIXES, PictureFacts, examine
 from lora_trainer.dataset.tables import normal
@@ -27,6 +29,12 @@ _UNREADABLE_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".jfif", ".psd", ".svg
 _IGNORED_FOLDERS = ("__MACOSX", "@eaDir", "__pycache__")  # made by unpackers, file servers and Python
 _RUN_FOLDER_MARK = "events.jsonl"
 _REPEATS = re.compile(r"(\d+)_(.*)")
+_TRUNCATED_ALLOWED = Problem(
+    "",
+    "another extension has told Pillow to accept truncated pictures (ImageFile.LOAD_TRUNCATED_IMAGES), so they cannot be found.",
+    "warning",
+    "Look for pictures with a grey part, or check the folder from the command line.",
+)
 _NUM_THREADS = min(4, os.cpu_count() or 1)  # each holds one decoded picture; Pillow decodes without Python's lock
 
 
@@ -90,6 +98,8 @@ def scan_dataset(train_data_dir: Path, metadata_path: Path | None = None, *, min
     captions = read_captions(train_data_dir, names, files, metadata_path)
     problems = list(captions.problems)
     problems += _foreign_pictures(files)
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        problems.append(_TRUNCATED_ALLOWED)
     left_out: Counter[str] = Counter()
     items = []
     for name, facts in zip(names, _examine_all(train_data_dir, names), strict=True):

@@ -147,7 +147,7 @@ def test_an_animation_gives_its_first_frame_and_says_so(tmp_path: Path, chelsea:
         assert examine(path).is_animated
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "gif"])
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
 def test_a_truncated_picture_is_named(tmp_path: Path, astronaut: Image.Image, suffix: str, share: float) -> None:
     path = tmp_path / f"half.{suffix}"
@@ -156,6 +156,21 @@ def test_a_truncated_picture_is_named(tmp_path: Path, astronaut: Image.Image, su
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(DatasetError, match=f"half.{suffix} is"):
         examine(path)
+
+
+@pytest.mark.parametrize("lost", [1, 20, 300, 3000, 12_000])
+def test_an_animation_that_lacks_its_end_gives_facts_or_is_named(tmp_path: Path, chelsea: Image.Image, lost: int) -> None:
+    """Counting the frames reads all of them, and Pillow fails there with errors of every kind."""
+    small = chelsea.resize((120, 90))
+    path = tmp_path / "a.gif"
+    small.save(path, save_all=True, append_images=[small.rotate(90), small.rotate(180)])
+    data = path.read_bytes()
+    for end in range(len(data) - lost - 40, len(data) - lost):
+        path.write_bytes(data[:end])
+        try:
+            assert examine(path).width == 120
+        except DatasetError as error:
+            assert "a.gif is" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from lora_trainer.dataset.scan import dataset_metadata, find_pictures, scan_dataset
 from lora_trainer.errors import DatasetError, Problem
@@ -91,6 +91,12 @@ def test_a_decompression_bomb_is_left_out(tmp_path: Path, write: Write, monkeypa
     assert [item.name for item in scan.items] == ["good.png"]
     for name in ("bomb.png", "large.png"):
         assert "decompression bomb" in about(scan.problems, name).message
+
+
+def test_a_host_that_accepts_truncated_pictures_is_told(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("good.png")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert "LOAD_TRUNCATED_IMAGES" in about(scan_dataset(tmp_path).problems, "").message
 
 
 def test_sizes_are_those_of_the_upright_picture(tmp_path: Path, write: Write, chelsea: Image.Image) -> None:
