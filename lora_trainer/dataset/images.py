@@ -115,7 +115,7 @@ def examine(path: Path) -> PictureFacts:
     except _DECODER_ERRORS as error:  # frames are counted by reading all of them
         raise DatasetError(_damaged(path, error)) from error
     image = _decode(data, path)
-    if image.mode in ("F", "LAB"):  # the modes that may have no meaning as RGB
+    if image.mode != "RGB":  # some modes cannot be read as RGB, or some of their values
         _to_rgb(image, path)
     return PictureFacts(image.width, image.height, _has_alpha(image), is_animated)
 

@@ -111,5 +111,12 @@ def test_fitting_equals_scaling_then_cropping(astronaut: Image.Image, coffee: Im
         assert fit_image(image.convert("L"), bucket).mode == "L"
 
 
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 400), st.integers(1, 400))
+def test_any_picture_fits_any_bucket(width: int, height: int, bucket_width: int, bucket_height: int) -> None:
+    fitted = fit_image(Image.new("RGB", (width, height), (10, 200, 30)), Bucket(bucket_width, bucket_height))
+    assert fitted.size == (bucket_width, bucket_height)
+    assert fitted.getextrema() == ((10, 10), (200, 200), (30, 30))
+
+
 def test_a_picture_of_the_bucket_size_is_not_resampled(astronaut: Image.Image) -> None:
     assert fit_image(astronaut, Bucket(512, 512)).tobytes() == astronaut.tobytes()

@@ -151,6 +151,22 @@ def test_commas_without_quotes_before_another_column_are_told(tmp_path: Path) ->
     assert "line 4: has 1 of 2 cells" in captions.problems[0].message
 
 
+def test_quotes_after_a_space_are_quotes(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text('a.png, "ink, ""old"" style"\n', encoding="utf-8")
+    assert read(tmp_path, "a.png").by_name == {"a.png": 'ink, "old" style'}
+
+
+def test_a_quote_that_is_not_closed_takes_no_other_rows(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text('a.png,fine\nb.png,"open\nc.png,lost\n', encoding="utf-8")
+    captions = read(tmp_path, "a.png", "b.png", "c.png")
+    assert captions.by_name == {"a.png": "fine"}
+    assert "unexpected end" in captions.problems[0].message
+    (tmp_path / "metadata.csv").write_text('a.png,"half" quoted\nb.png,fine\n', encoding="utf-8")
+    captions = read(tmp_path, "a.png", "b.png")
+    assert captions.by_name == {"b.png": "fine"}
+    assert "line 1" in captions.problems[0].message
+
+
 @pytest.mark.parametrize("delimiter", [";", "\t"])
 def test_tables_of_other_spreadsheets_are_read(tmp_path: Path, delimiter: str) -> None:
     text = f'"filename"{delimiter}"prompt"\na.png{delimiter}ink, mist\n'

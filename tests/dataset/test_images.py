@@ -124,6 +124,19 @@ def test_grey_of_16_bits_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> N
     assert pixels.min() == 0 and pixels.max() == 255
 
 
+def test_wide_grey_is_turned_upright_in_every_byte_order(tmp_path: Path) -> None:
+    ramp = np.tile(np.linspace(0, 65535, 80).astype(np.uint16), (70, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    png, tif = tmp_path / "a.png", tmp_path / "a.tif"
+    Image.fromarray(ramp).save(png, exif=exif)
+    assert open_image(png).size == (70, 80) == read_size(png)
+    assert open_image(png).getpixel((3, 79)) == (255, 255, 255)
+    big_endian = Image.frombytes("I;16B", (80, 70), ramp.astype(">u2").tobytes())
+    big_endian.save(tif)
+    assert [open_image(tif).getpixel((x, 9))[0] for x in (0, 79)] == [0, 255]
+
+
 def test_floating_point_grey_is_read_from_0_to_1_and_else_named(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     Image.fromarray(np.full((70, 70), 0.5, dtype=np.float32)).save(path)

@@ -26,7 +26,9 @@ def test_a_folder_becomes_items_sorted_by_name(tmp_path: Path, write: Write, che
     write("sub/deep/a.jpg", chelsea, caption="deep")
     write("水墨 🎨.webp", caption="远山, mist")
     write("A.PNG", caption="upper", format="PNG")
-    scan = scan_dataset(tmp_path)
+    progress: list[tuple[int, int]] = []
+    scan = scan_dataset(tmp_path, on_progress=lambda *at: progress.append(at))
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [(item.name, item.caption) for item in scan.items] == [
         ("A.PNG", "upper"),
         ("b.png", "b"),
