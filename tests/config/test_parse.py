@@ -86,7 +86,7 @@ def test_broken_yaml_names_line_and_column(tmp_path):
 
 def test_a_file_that_is_not_utf8_is_an_error(tmp_path):
     path = tmp_path / "gbk.yaml"
-    path.write_bytes("comment: 水墨".encode("gbk"))
+    path.write_bytes(b"comment: \xb9\xfa\xff")
     with pytest.raises(ConfigError, match="not UTF-8"):
         parse.load_config(path)
 
