@@ -34,6 +34,7 @@ python -m lora_trainer COMMAND
   check --config FILE.yaml   show problems and the plan, train nothing
   inspect FILE.safetensors   show what is in a LoRA file, and test it
   list TABLE                 models, adapters, optimizers, schedules or presets
+  control FOLDER REQUEST     stop, pause, continue, save or sample a training that runs elsewhere
   setup                      install what is needed, and show it
   test                       run the project's tests; --host {" or ".join(HOSTS)} with a WebUI's versions
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lora_trainer import bootstrap
+from lora_trainer import bootstrap, cli
 from lora_trainer.bootstrap import (
     FORGE,
     HOSTS,
@@ -108,6 +108,14 @@ class TestStart:
     def test_help_needs_no_packages(self, arguments):
         result = start_bare(*arguments)
         assert (result.returncode, result.stdout.strip()) == (0, HELP)
+
+    @pytest.mark.hosts
+    def test_help_names_every_command(self, capsys):
+        with pytest.raises(SystemExit):
+            cli.main(["--help"])
+        commands = re.findall(r"^ {4}(\w+) ", capsys.readouterr().out, re.MULTILINE)
+        assert "train" in commands
+        assert [name for name in commands if f"\n  {name} " not in HELP] == []
 
     @pytest.mark.parametrize("version", ["2.7", "3.6", "3.7", "3.8", "3.9"])
     def test_an_old_python_gets_a_sentence(self, version):

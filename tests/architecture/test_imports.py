@@ -13,7 +13,7 @@ import pytest
 from .source import PACKAGE, ROOT, Import, imports, module_name, parse, python_files
 
 PICTURES = {"PIL", "numpy", "yaml"}
-TORCH = PICTURES | {"torch", "diffusers", "peft", "transformers", "accelerate", "safetensors", "huggingface_hub", "tqdm"}
+TORCH = PICTURES | {"torch", "diffusers", "peft", "transformers", "accelerate", "safetensors", "tokenizers", "tqdm"}
 ANY = {"*"}
 # No layer up to the command line knows of a page or of a WebUI.
 PAGE_AND_WEBUI = {"gradio", "fastapi", "starlette", "uvicorn", "modules", "modules_forge", "backend", "launch"}
@@ -45,7 +45,7 @@ LAYERS = {
     "jobs": Layer(("ground",)),
     "hosts": Layer(("ground",), frozenset({"modules", "modules_forge"}), ("training", "models"), frozenset(ANY)),
     "page": Layer(("ground", "data", "jobs"), frozenset({"gradio", "fastapi", "yaml"}), ("hosts",)),
-    "command line": Layer(("ground", "data", "jobs"), frozenset(), ("models", "training"), frozenset(TORCH)),
+    "command line": Layer(("ground", "data", "jobs"), frozenset({"tqdm"}), ("models", "training"), frozenset(TORCH)),
     "programs": Layer(("ground", "data", "models", "training", "jobs", "hosts", "page", "command line"), frozenset(ANY)),
 }
 
@@ -74,6 +74,7 @@ ROOMS = {
     "models.sidecar": "data",
     "models.sizes": "data",
     "models.layout": "data",
+    "models.webui": "data",
     "adapters": "models",
     "adapters.table": "data",
     "adapters.keys": "data",
@@ -87,6 +88,7 @@ ROOMS = {
     "ui": "page",
     "api": "page",
     "cli": "command line",
+    "progress": "command line",
     "demo": "programs",
 }
 
