@@ -31,8 +31,8 @@ def self_test(path: Path, webui_layers: Shapes | None = None) -> list[Check]:
 
     Args:
         path: the file.
-        webui_layers: the base's layers and the shapes of their weights by the WebUI's key, from `export.webui_layers`. Without
-            it the check of the layers is left out.
+        webui_layers: the base's layers and the shapes of their weights by the WebUI's key, from `models.webui.webui_layers`.
+            Without it the check of the layers is left out.
 
     Raises:
         AdapterError: the file cannot be read at all.
