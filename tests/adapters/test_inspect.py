@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,16 +165,16 @@ def good_bytes(path: Path) -> bytes:
 @pytest.mark.parametrize(
     ("damage", "found"),
     [
-        (lambda content: b"", "empty \\(0 bytes\\)"),
-        (lambda content: content[:5], "not a safetensors file"),
-        (lambda content: content[:200], "safetensors file|within its header|damaged"),
-        (lambda content: content[:-1], "truncated|cut off"),
-        (lambda content: b"PK\x03\x04" + content, "not a safetensors file"),
-        (lambda content: b"<!DOCTYPE html><html>log in</html>", "safetensors|web page"),
-        (lambda content: content[:8] + b"{" + b"\xff" * 20 + content[29:], "header"),
-        (lambda content: content.replace(b'"shape":[4,768]', b'"shape":[5,768]', 1), "header"),
-        (lambda content: b"\xff" * 7 + b"\x00" + content, "not a safetensors file"),
+        (lambda content: b"", r"is empty \(0 bytes\)"),
+        (lambda content: content[:5], "not a safetensors file, or it is damaged"),
+        (lambda content: content[:200], "the file has 200"),
+        (lambda content: content[:-1], "is cut off"),
+        (lambda content: b"<!DOCTYPE html><html>log in</html>", "is a web page"),
+        (lambda content: content[:8] + b"{" + b"\xff" * 20 + content[29:], "header cannot be read"),
+        (lambda content: content.replace(b'"shape":[4,768]', b'"shape":[5,768]', 1), "header cannot be read"),
+        (lambda content: b"\xff" * 7 + b"\x00" + content, "not a safetensors file, or it is damaged"),
     ],
+    ids=["empty", "5 bytes", "cut in the header", "cut", "web page", "no text", "wrong shape", "huge header"],
 )
 def test_damaged_files_say_what_is_wrong(tmp_path: Path, damage: Callable[[bytes], bytes], found: str) -> None:
     path = tmp_path / "a.safetensors"
@@ -201,3 +203,12 @@ def test_long_unicode_names_are_inspected(tmp_path: Path) -> None:
     report = inspect_file(path)
     assert report.alias == "墨" * 80
     assert "墨" in format_report(report)
+
+
+def test_inspection_needs_no_torch(tmp_path: Path) -> None:
+    path = save_lora(tmp_path / "a.safetensors", pair(UNET_MODULE), SD1_METADATA)
+    code = (
+        "import sys; from pathlib import Path; from lora_trainer.adapters import report, self_test; "
+        f"report.format_checks(self_test.self_test(Path({str(path)!r}))); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

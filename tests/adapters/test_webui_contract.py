@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,23 @@ Tensors = dict[str, Tensor]
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: make_checkpoint(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A base with everything in it trained, and what was exported. For reading only."""
+
+    base: Path
+    file: Path
+    model: TrainableModel
+    adapter: Adapter
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def trained(request: pytest.FixtureRequest, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    base = checkpoints[request.param]
+    model, adapter = train(base)
+    return Trained(base, export(tmp_path_factory.mktemp("export"), model, adapter), model, adapter)
 
 
 def read(path: Path) -> Tensors:
@@ -67,12 +85,11 @@ def test_file_does_in_the_webui_what_the_trained_model_does(
     assert [check for check in self_test(path, webui_layers(checkpoints[family])) if not check.passed] == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_each_layer_gets_its_own_change(checkpoints: dict[str, Path], tmp_path: Path, family: str) -> None:
+def test_each_layer_gets_its_own_change(trained: Trained, tmp_path: Path) -> None:
     """Layer by layer, so that two exchanged or one forgotten layer cannot hide in a sum."""
-    model, adapter = train(checkpoints[family])
-    applied = apply_lora(read(checkpoints[family]), read(export(tmp_path, model, adapter)))
-    merged = load(save_changed(family, tmp_path / "merged", applied.tensors))
+    model, adapter = trained.model, trained.adapter
+    applied = apply_lora(read(trained.base), read(trained.file))
+    merged = load(save_changed(model.family, tmp_path / "merged", applied.tensors))
     num_layers = 0
     for (part, module), tensors in adapter.host_tensors():
         base = model.parts[part].get_submodule(module).get_parameter("base_layer.weight")
@@ -84,37 +101,31 @@ def test_each_layer_gets_its_own_change(checkpoints: dict[str, Path], tmp_path: 
     assert num_layers == sum(len(model.lora_targets(part, EVERYTHING)) for part in model.parts)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_fp16_file_is_close(checkpoints: dict[str, Path], tmp_path: Path, family: str) -> None:
-    model, adapter = train(checkpoints[family])
-    applied = apply_lora(read(checkpoints[family]), read(export(tmp_path, model, adapter, torch.float16)))
-    merged = load(save_changed(family, tmp_path / "merged", applied.tensors))
+def test_fp16_file_is_close(trained: Trained, tmp_path: Path) -> None:
+    path = export(tmp_path, trained.model, trained.adapter, torch.float16)
+    applied = apply_lora(read(trained.base), read(path))
+    merged = load(save_changed(trained.model.family, tmp_path / "merged", applied.tensors))
     with torch.no_grad():
-        assert_close(outputs(model), outputs(merged), 1e-2)
+        assert_close(outputs(trained.model), outputs(merged), 1e-2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_weight_zero_is_the_base_bit_for_bit(checkpoints: dict[str, Path], tmp_path: Path, family: str) -> None:
-    base = read(checkpoints[family])
-    applied = apply_lora(base, read(export(tmp_path, *train(checkpoints[family]))), te=0.0)
+def test_weight_zero_is_the_base_bit_for_bit(trained: Trained) -> None:
+    base = read(trained.base)
+    applied = apply_lora(base, read(trained.file), te=0.0)
     assert all(torch.equal(base[key], applied.tensors[key]) for key in base)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("weights", "changed"), [((0.7, 0.0), "text"), ((0.0, 0.7), "unet")])
-def test_the_two_weights_of_a_tag_reach_their_parts(
-    checkpoints: dict[str, Path], tmp_path: Path, family: str, weights: tuple[float, float], changed: str
-) -> None:
-    base = read(checkpoints[family])
-    applied = apply_lora(base, read(export(tmp_path, *train(checkpoints[family]))), *weights)
+def test_the_two_weights_of_a_tag_reach_their_parts(trained: Trained, weights: tuple[float, float], changed: str) -> None:
+    base = read(trained.base)
+    applied = apply_lora(base, read(trained.file), *weights)
     touched = {key for key in base if not torch.equal(base[key], applied.tensors[key])}
     assert touched
     assert all(key.startswith("model.diffusion_model.") == (changed == "unet") for key in touched)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_weight_scales_the_change_and_a_rank_cut_shrinks_it(checkpoints: dict[str, Path], tmp_path: Path, family: str) -> None:
-    base, lora = read(checkpoints[family]), read(export(tmp_path, *train(checkpoints[family])))
+def test_weight_scales_the_change_and_a_rank_cut_shrinks_it(trained: Trained) -> None:
+    base, lora = read(trained.base), read(trained.file)
     whole, part, cut = (apply_lora(base, lora, **options).tensors for options in ({}, {"te": 0.7}, {"dyn": 2}))
     key = next(key for key in base if key.endswith("attn1.to_q.weight"))
     assert torch.allclose(part[key] - base[key], 0.7 * (whole[key] - base[key]), atol=1e-5)
@@ -122,9 +133,8 @@ def test_weight_scales_the_change_and_a_rank_cut_shrinks_it(checkpoints: dict[st
     assert torch.linalg.matrix_rank(whole[key] - base[key], atol=1e-4) == 4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_file_without_alpha_has_scale_one(checkpoints: dict[str, Path], tmp_path: Path, family: str) -> None:
-    base, lora = read(checkpoints[family]), read(export(tmp_path, *train(checkpoints[family])))
+def test_file_without_alpha_has_scale_one(trained: Trained) -> None:
+    base, lora = read(trained.base), read(trained.file)
     plain = {key: tensor for key, tensor in lora.items() if not key.endswith(".alpha")}
     key = next(key for key in base if key.endswith("attn1.to_q.weight"))
     scaled, unscaled = apply_lora(base, lora).tensors[key] - base[key], apply_lora(base, plain).tensors[key] - base[key]
@@ -173,14 +183,12 @@ def test_sdxl_in_diffusers_names_loses_an_up_sampler(checkpoints: dict[str, Path
     assert "lora_unet_output_blocks_2_2_conv.alpha" in ours
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_dotted_keys_load_and_do_nothing(checkpoints: dict[str, Path], tmp_path: Path, family: str) -> None:
-    _, adapter = train(checkpoints[family])
-    base = read(checkpoints[family])
+def test_dotted_keys_load_and_do_nothing(trained: Trained, tmp_path: Path) -> None:
+    base = read(trained.base)
     for form, prefix in (("PEFT", "base_model.model."), ("diffusers", "unet.")):
         dotted = {
             f"{prefix}{name.module}.{'lora_A' if ending.startswith('lora_down') else 'lora_B'}.weight": tensor.contiguous()
-            for name, tensors in adapter.host_tensors()
+            for name, tensors in trained.adapter.host_tensors()
             for ending, tensor in tensors.items()
             if ending != "alpha" and name.part == "unet"
         }
@@ -192,10 +200,9 @@ def test_dotted_keys_load_and_do_nothing(checkpoints: dict[str, Path], tmp_path:
         assert not self_test(path)[0].passed
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_card_is_shown_for_the_right_base(checkpoints: dict[str, Path], family: str) -> None:
-    metadata = load(checkpoints[family]).metadata()
-    assert webui_class(metadata) == sd_version(metadata) == CLASSES[family]
+def test_card_is_shown_for_the_right_base(trained: Trained) -> None:
+    metadata = inspect_file(trained.file).metadata
+    assert webui_class(metadata) == sd_version(metadata) == CLASSES[trained.model.family]
 
 
 @pytest.mark.parametrize(("family", "other"), [("sd1", "sdxl"), ("sdxl", "sd2")])
