@@ -21,7 +21,7 @@ from lora_trainer.models import webui
 from lora_trainer.models.checkpoint import hash_file, hash_tensors
 from lora_trainer.models.detect import Detection
 from lora_trainer.models.family import ModelSettings, Objective, Tensors
-from lora_trainer.models.objective import NoiseSchedule
+from lora_trainer.models.objective import NoiseSchedule, mean_error
 from lora_trainer.models.parts import load_text_encoder, load_unet, load_vae
 from lora_trainer.models.recognise import StableDiffusionFacts, default_resolution
 from lora_trainer.models.targets import list_layers, select_layers
@@ -142,12 +142,12 @@ class DiffusionModel(ABC):
         return {"timestep": timestep, "latent_noise": latent_noise, "noise": noise}
 
     def losses(self, batch: Tensors, draws: Tensors, objective: Objective) -> Tensor:
-        """Returns one loss per item, fp32 [B]: the mean squared error, weighed by the objective."""
+        """Returns one loss per item, fp32 [B]: the mean squared error, over the "mask" if there is one, weighed by the objective."""
         latents = batch["latent_mean"].float() + batch["latent_std"].float() * draws["latent_noise"]
         timesteps, noise = draws["timestep"], draws["noise"]
         prediction = self.denoise(self.schedule.add_noise(latents, noise, timesteps), timesteps, batch)
         target = self.schedule.target(latents, noise, timesteps)
-        errors = (prediction.float() - target).square().mean(dim=(1, 2, 3))
+        errors = mean_error((prediction.float() - target).square(), batch.get("mask"))
         return errors * self.schedule.loss_weights(timesteps, objective.min_snr_gamma)
 
     def collate(self, examples: Sequence[Tensors]) -> Tensors:

@@ -9,8 +9,9 @@ Shapes: B items; C, h, w the latents' channels, height and width.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+TINY_AREA = 1e-6
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
@@ -77,6 +78,23 @@ class NoiseSchedule:
         """Returns the factors of signal and noise, each [B, 1, 1, 1]."""
         alphas_cumprod = self.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
         return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+
+
+def mean_error(errors: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the mean error of each item [B], over the area of its mask.
+
+    Args:
+        errors: [B, C, h, w].
+        mask: share of each place that counts, 0 to 1, [B, 1, any height and width]; None for everything. An item whose mask is
+            empty has 0.
+    """
+    if mask is None:
+        return errors.mean(dim=(1, 2, 3))
+    height, width = errors.shape[-2:]
+    if mask.shape[-2:] != (height, width):
+        mask = nn.functional.adaptive_avg_pool2d(mask, (height, width))
+    area = mask.sum(dim=(1, 2, 3)) * errors.shape[1]
+    return (errors * mask).sum(dim=(1, 2, 3)) / area.clamp(min=TINY_AREA)
 
 
 def _rescale_to_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
