@@ -399,7 +399,7 @@ class TestState:
     def test_a_place_that_cannot_be_written_is_named(self, tmp_path, shop):
         (tmp_path / "file").touch()
         environment = Environment(tmp_path / "file" / "env", shop.package_set, lambda line: None)
-        with pytest.raises(SetupError, match="cannot be written: .*LORA_TRAINER_ENVIRONMENTS"):
+        with pytest.raises(SetupError, match=r"cannot be written: .*LORA_TRAINER_ENVIRONMENTS"):
             environment.prepare(tests=False)
 
     def test_asking_takes_milliseconds_of_work(self, tmp_path, shop):
