@@ -1,7 +1,8 @@
 """Draws lines of text into pictures, whatever Pillow and whatever language.
 
 Pillow's own outline font, which it has since 10.1, knows plain English letters. For others, or on an older Pillow, a font of the
-system is looked for by name; where there is none, Pillow's old font of small fixed letters is enlarged. What cannot be shown becomes "?".
+system is looked for by name; where there is none, Pillow's old font of small fixed letters is enlarged. What cannot be shown
+becomes "?".
 """
 
 from __future__ import annotations

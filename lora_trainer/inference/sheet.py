@@ -25,6 +25,7 @@ USUAL_WEIGHTS = (0.0, 0.3, 0.5, 0.7, 1.0)
 SMALLEST_CELL, LARGEST_CELL = 192, 512
 """Pictures are shown with a longer side between these, in pixels; a sheet of 1024-pixel pictures would open in no viewer."""
 MARGIN, GAP = 24, 8
+LEAST_WIDTH = 560  # pixels, so that the footer can be read under a single column
 PAPER, INK, FAINT_INK = (255, 255, 255), (24, 24, 24), (105, 105, 105)
 
 
@@ -104,9 +105,9 @@ def draw_grid(
     """
     width, height = _cell_size(pictures[0][0])
     size = max(15, min(26, width // 12))
-    letters = Lettering(size, "".join((title, *columns, *rows, footer)))
-    heading = Lettering(round(size * 1.3), title)
-    inner = len(columns) * (width + GAP) - GAP
+    texts = "".join((title, *columns, *rows, footer))
+    letters, heading = Lettering(size, texts), Lettering(round(size * 1.3), texts)
+    inner = max(len(columns) * (width + GAP) - GAP, LEAST_WIDTH)
     labels = [letters.wrap(row, inner, max_lines=2) for row in rows]
     line, pad = letters.line_height, letters.line_height // 2
     titles = heading.wrap(title, inner, max_lines=2)
