@@ -14,7 +14,7 @@ WIDTH = 110
 def format_report(report: FileReport) -> str:
     """Returns a `FileReport` as a table of two columns."""
     rows = [
-        ("file", f"{report.path.name}, {report.file_bytes / 2**20:.1f} MiB"),
+        ("file", f"{report.path.name}, {_size(report.file_bytes)}"),
         ("keys", _describe_form(report)),
         ("kind", ", ".join(report.kinds) or "none that is known"),
         ("made for", " or ".join(report.possible_bases) or "no Stable Diffusion base"),
@@ -54,6 +54,10 @@ def _describe_form(report: FileReport) -> str:
     if report.form == WEBUI_FORM:
         return "in the WebUI's form"
     return f"{report.form}: AUTOMATIC1111's WebUI loads this without an error, and it has no effect"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"
 
 
 def _list(word: str, values: Iterable[float]) -> str:

@@ -117,5 +117,8 @@ class TrainableModel(Protocol):
     def metadata(self) -> dict[str, str]:
         """Returns the `ss_` and `modelspec.` facts of the base that belong in the LoRA file."""
 
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Has the denoiser recompute its activations in the backward pass, or keep them."""
+
     def release_encoders(self, *, keep_text: bool) -> None:
         """Moves the VAE, and unless `keep_text` the text encoders, off the device once everything is cached."""
