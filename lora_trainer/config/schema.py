@@ -109,7 +109,7 @@ class TrainConfig:
     folder_weights: Mapping[str, float] | None = _data(
         "weights",
         "Weights of folders",
-        "How strongly a sub-folder's pictures pull, by its name: {sketches: 0.5}. The nearest folder named counts; others have 1.",
+        "How strongly a sub-folder's pictures pull, by its name: {sketches: 0.5}. The nearest folder named counts; others: 1.",
         default=None,
         minimum=0,
         exclusive_minimum=True,

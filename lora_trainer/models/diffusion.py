@@ -142,7 +142,7 @@ class DiffusionModel(ABC):
         return {"timestep": timestep, "latent_noise": latent_noise, "noise": noise}
 
     def losses(self, batch: Tensors, draws: Tensors, objective: Objective) -> Tensor:
-        """Returns one loss per item, fp32 [B]: the mean squared error, over the "mask" if there is one, weighed by the objective."""
+        """Returns one loss per item, fp32 [B]: the mean squared error, over the batch's "mask" if any, weighed by the objective."""
         latents = batch["latent_mean"].float() + batch["latent_std"].float() * draws["latent_noise"]
         timesteps, noise = draws["timestep"], draws["noise"]
         prediction = self.denoise(self.schedule.add_noise(latents, noise, timesteps), timesteps, batch)
@@ -161,6 +161,10 @@ class DiffusionModel(ABC):
     def lora_targets(self, part: str, selection: Sequence[str]) -> list[str]:
         """See `family.TrainableModel.lora_targets`."""
         return select_layers(part, self._layers, selection)
+
+    def webui_layers(self) -> dict[str, tuple[int, ...]]:
+        """Returns every key that the WebUI finds a layer for in this base, with the shape of the layer's weight."""
+        return webui.webui_layers(self.detection.path)
 
     def webui_key(self, part: str, module_name: str) -> str:
         """Returns the WebUI's key of a module, such as "lora_unet_down_blocks_0_attentions_0_..._attn1_to_q"."""
