@@ -43,6 +43,9 @@ def _check_paths(config: TrainConfig) -> list[Problem]:
                 hint="Choose a folder outside train_data_dir.",
             )
         )
+    if config.start_from is not None and _is_within(config.start_from, config.output_dir):
+        message = f"({config.start_from}) lies in output_dir, which is of the run that made it."
+        problems.append(Problem("start_from", message, hint="Choose another output_dir."))
     if config.lora_dir is not None and not config.lora_dir.is_dir():
         problems.append(_missing("lora_dir", config.lora_dir, "folder"))
     return problems

@@ -142,7 +142,7 @@ class DiffusionModel(ABC):
         return {"timestep": timestep, "latent_noise": latent_noise, "noise": noise}
 
     def losses(self, batch: Tensors, draws: Tensors, objective: Objective) -> Tensor:
-        """Returns one loss per item, fp32 [B]: the mean squared error, over the batch's "mask" if any, weighed by the objective."""
+        """Returns one loss per item, fp32 [B]: the mean squared error, over the batch's "mask" if any, and weighed."""
         latents = batch["latent_mean"].float() + batch["latent_std"].float() * draws["latent_noise"]
         timesteps, noise = draws["timestep"], draws["noise"]
         prediction = self.denoise(self.schedule.add_noise(latents, noise, timesteps), timesteps, batch)

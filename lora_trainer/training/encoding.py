@@ -17,19 +17,11 @@ from lora_trainer.models.family import Tensors, TrainableModel
 from lora_trainer.plan import TrainPlan
 from lora_trainer.training.disk import DiskGuard
 from lora_trainer.training.memory import describe_memory, free_memory, is_out_of_memory
+from lora_trainer.training.mirror import encode_both
 
 Progress = Callable[[int, int], None]
 # Pixels on a side of a mask's cells: those of the latents.
 MASK_CELL = 8
-# Ends the names of what was encoded of a mirrored picture.
-MIRRORED = "@mirrored"
-
-
-def choose_version(tensors: Tensors, *, mirrored: bool) -> Tensors:
-    """Returns the tensors of a picture as it is, or of its mirror image, of those that `Encoder` has cached with `flip`."""
-    if mirrored:
-        return {name.removesuffix(MIRRORED): tensor for name, tensor in tensors.items() if name.endswith(MIRRORED)}
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(MIRRORED)}
 
 
 @dataclass
@@ -126,11 +118,7 @@ class Encoder:
         )
 
     def _encode_versions(self, pixels: Tensor) -> Tensors:
-        """Returns pictures encoded, and with `flip` their mirror images too: a VAE does not mirror its latents alike."""
-        encoded = self._encode_pixels(pixels)
-        if self.config.flip:
-            encoded |= {f"{name}{MIRRORED}": tensor for name, tensor in self._encode_pixels(pixels.flip(-1)).items()}
-        return encoded
+        return encode_both(self._encode_pixels, pixels) if self.config.flip else self._encode_pixels(pixels)
 
     def _encode_pixels(self, pixels: Tensor) -> Tensors:
         encoded = self.model.encode_pictures(pixels[:, :3])

@@ -17,7 +17,7 @@ from lora_trainer.dataset.captions import vary_caption
 from lora_trainer.dataset.sampler import Placed, item_seed, plan_epoch
 from lora_trainer.dataset.scan import Item
 from lora_trainer.models.family import Objective, Tensors, TrainableModel
-from lora_trainer.training.encoding import choose_version
+from lora_trainer.training.mirror import choose_version
 
 
 @dataclass(frozen=True)
