@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lora_trainer.adapters.adapter import Adapter
 from lora_trainer.adapters.export import save_lora, webui_layers, webui_tensors
 from lora_trainer.adapters.folder import Card, choose_name, publish
@@ -18,6 +20,7 @@ from lora_trainer.events import Emit
 from lora_trainer.models.family import TrainableModel
 from lora_trainer.plan import TrainPlan
 from lora_trainer.run_folder import RunFolder
+from lora_trainer.training.optimizers import averaged_weights
 from lora_trainer.training.precision import DTYPES, Precision
 
 
@@ -34,9 +37,11 @@ class Exporter:
         self._config, self._folder, self._emit = config, folder, emit
         self.name = folder.read_job().get("name") or self._choose_name()
 
-    def prepare(self, model: TrainableModel, adapter: Adapter, plan: TrainPlan, precision: Precision) -> None:
+    def prepare(
+        self, model: TrainableModel, adapter: Adapter, optimizer: torch.optim.Optimizer, *, plan: TrainPlan, precision: Precision
+    ) -> None:
         """Takes what the files are made from. Kept apart from `__init__` because the name is wanted before all this exists."""
-        self._model, self._adapter = model, adapter
+        self._model, self._adapter, self._optimizer = model, adapter, optimizer
         started_at = self._folder.read_job()["started_at"]
         self._facts = _training_facts(self._config, plan, precision, started_at)
 
@@ -74,7 +79,8 @@ class Exporter:
             epoch=epoch,
             finished_at=time.time(),
         )
-        tensors = webui_tensors(self._adapter, self._model)
+        with averaged_weights(self._optimizer):
+            tensors = webui_tensors(self._adapter, self._model)
         path = save_lora(path, tensors, facts, DTYPES[self._config.save_precision])
         self._emit("exported", step=step, path=str(path))
         return path
