@@ -109,5 +109,5 @@ def _snr(timestep: int) -> float:
 
 
 def test_unknown_prediction_type_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'sample'.*epsilon, v_prediction"):
+    with pytest.raises(ValueError, match=r"'sample'.*epsilon, v_prediction"):
         NoiseSchedule("sample")
