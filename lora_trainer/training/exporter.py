@@ -79,9 +79,8 @@ class Exporter:
             epoch=epoch,
             finished_at=time.time(),
         )
-        with averaged_weights(self._optimizer):
-            tensors = webui_tensors(self._adapter, self._model)
-        path = save_lora(path, tensors, facts, DTYPES[self._config.save_precision])
+        with averaged_weights(self._optimizer):  # written within: on a CPU the tensors are the parameters themselves
+            path = save_lora(path, webui_tensors(self._adapter, self._model), facts, DTYPES[self._config.save_precision])
         self._emit("exported", step=step, path=str(path))
         return path
 
@@ -123,6 +122,10 @@ def _training_facts(config: TrainConfig, plan: TrainPlan, precision: Precision, 
         clip_skip=config.clip_skip,
         min_snr_gamma=config.min_snr_gamma,
         noise_offset=config.noise_offset,
+        debiased_estimation=config.debiased_estimation,
+        zero_terminal_snr=config.zero_terminal_snr,
+        loss_type=config.loss_type,
+        huber_delta=config.huber_delta if config.loss_type == "huber" else None,
         caption_dropout=config.caption_dropout,
         shuffle_caption=config.shuffle_tags,
         keep_tokens=config.keep_tokens,

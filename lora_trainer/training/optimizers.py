@@ -52,7 +52,7 @@ def averaged_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     try:
         yield
     finally:
-        optimizer.train()  # type: ignore[attr-defined]
+        optimizer.train()
         with torch.no_grad():
             for parameter, bits in zip(parameters, kept, strict=True):
                 parameter.copy_(bits)
@@ -115,7 +115,7 @@ def build_schedule_free(groups: Groups, weight_decay: float) -> torch.optim.Opti
 
     optimizer = AdamWScheduleFree(groups, weight_decay=weight_decay)
     optimizer.train()
-    return optimizer  # type: ignore[no-any-return]
+    return optimizer
 
 
 class Lion(torch.optim.Optimizer):
@@ -131,7 +131,7 @@ class Lion(torch.optim.Optimizer):
         super().__init__(groups, {"lr": 1e-4, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:
         """Takes one step; parameters without a gradient stay."""
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
