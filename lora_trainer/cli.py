@@ -169,7 +169,7 @@ def _list(options: argparse.Namespace) -> int:
         return DONE
     for entry in _load_table(options.table):
         package = f" Needs: pip install {entry.package}" if entry.package else ""
-        print(f"{entry.name:<12} {entry.label}. {entry.help}{package}")
+        print(f"{entry.name:<20} {entry.label}. {entry.help}{package}")
     return DONE
 
 
@@ -179,8 +179,8 @@ def _load_table(name: str) -> Registry:
     module, table = {
         "models": ("lora_trainer.models.table", "FAMILIES"),
         "adapters": ("lora_trainer.adapters.table", "ADAPTERS"),
-        "optimizers": ("lora_trainer.training.optimizers", "OPTIMIZERS"),
-        "schedules": ("lora_trainer.training.schedules", "SCHEDULES"),
+        "optimizers": ("lora_trainer.training.table", "OPTIMIZERS"),
+        "schedules": ("lora_trainer.training.table", "SCHEDULES"),
     }[name]
     found: Registry = getattr(importlib.import_module(module), table)
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lora_trainer.adapters.names import check_output_name
-from lora_trainer.config.check import check_config
+from lora_trainer.config.check import check_config, needs_v_prediction
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.dataset.buckets import Bucket, assign_buckets
 from lora_trainer.dataset.sampler import steps_per_epoch
@@ -59,6 +59,8 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     detection = scan = None
     if "base_model" not in named:
         detection = _collect(problems, "base_model", lambda: detect(config.base_model))
+    if config.zero_terminal_snr and config.prediction_type == "auto" and detection and detection.prediction_type == "epsilon":
+        problems.append(needs_v_prediction(f"{config.base_model.name} predicts epsilon ({detection.prediction_reason})"))
     if not named & {"train_data_dir", "metadata_path"}:
         scan = _collect(problems, "train_data_dir", lambda: scan_dataset(config.train_data_dir, config.metadata_path))
     if detection is None or scan is None or any(problem.severity == "error" for problem in problems):

@@ -12,6 +12,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from lora_trainer.training.table import OPTIMIZERS, SCHEDULES
+
 VERSION = 1
 SECTIONS = ("Data", "Base model", "LoRA", "Training", "Memory and speed", "Saving")
 PROJECTIONS_HELP = (
@@ -203,7 +205,7 @@ class TrainConfig:
     learning_rate: float = _training(
         "float",
         "Learning rate",
-        "How far each step goes. Above 5e-4 most runs swing; below 2e-5 little is learned.",
+        "How far each step goes. With AdamW most runs swing above 5e-4 and learn little below 2e-5; other optimizers differ.",
         default=1e-4,
         minimum=0,
         exclusive_minimum=True,
@@ -228,7 +230,11 @@ class TrainConfig:
         usual="0, or a quarter to half of the learning rate",
     )
     optimizer: str = _training(
-        "choice", "Optimizer", "adamw is right for almost everything.", default="adamw", choices=("adamw",)
+        "choice",
+        "Optimizer",
+        "adamw is right for almost everything. The learning rate goes with it: lion takes a third to a tenth, prodigy takes 1.",
+        default="adamw",
+        choices=OPTIMIZERS.names(),
     )
     weight_decay: float = _training(
         "float", "Weight decay", "Pull of the LoRA's weights towards zero.", default=0.01, minimum=0, maximum=10
@@ -238,7 +244,25 @@ class TrainConfig:
         "Schedule",
         "How the learning rate moves over the run.",
         default="constant",
-        choices=("constant", "cosine"),
+        choices=SCHEDULES.names(),
+    )
+    lr_restarts: int = _training(
+        "int",
+        "Restarts",
+        "How many times cosine_with_restarts falls to zero.",
+        default=3,
+        minimum=1,
+        maximum=1000,
+        usual="2 to 4",
+    )
+    lr_min_ratio: float = _training(
+        "float",
+        "Lowest rate",
+        "Share of the learning rate that the schedule does not go below.",
+        default=0.0,
+        minimum=0,
+        maximum=1,
+        usual="0 to 0.1",
     )
     lr_warmup_steps: int = _training(
         "int",
@@ -266,6 +290,38 @@ class TrainConfig:
         exclusive_minimum=True,
         maximum=1000,
         usual="5",
+    )
+    debiased_estimation: bool = _training(
+        "bool",
+        "Debiased estimation",
+        "Another way of evening out the noise levels, more gently than Min-SNR and with more weight on composition. "
+        "Not together with it.",
+        default=False,
+    )
+    loss_type: str = _training(
+        "choice",
+        "Loss",
+        "huber counts large errors less: for sets with some spoilt or odd pictures. mse is the usual one.",
+        default="mse",
+        choices=("mse", "huber"),
+    )
+    huber_delta: float = _training(
+        "float",
+        "Huber delta",
+        "The error from which on huber counts less; the smaller, the less odd pictures count.",
+        default=0.1,
+        minimum=0,
+        exclusive_minimum=True,
+        maximum=100,
+        unit="standard deviations of the noise",
+        usual="0.1 to 1",
+    )
+    zero_terminal_snr: bool = _training(
+        "bool",
+        "Zero terminal SNR",
+        "Trains on pure noise too, for really dark and bright pictures. For bases that predict v; generate with the WebUI's "
+        "noise schedule Zero Terminal SNR.",
+        default=False,
     )
     noise_offset: float = _training(
         "float", "Noise offset", "Helps very dark and very bright pictures.", default=0.0, minimum=0, maximum=1, usual="0 to 0.1"

@@ -32,6 +32,7 @@ from lora_trainer.training.loop import LoopSettings, Outcome, Trainer
 from lora_trainer.training.memory import MemoryLadder
 from lora_trainer.training.optimizers import build_optimizer
 from lora_trainer.training.precision import Precision, choose_device, choose_precision
+from lora_trainer.training.schedules import Schedule
 from lora_trainer.training.state import TrainState, load_state, save_state
 
 Watch = Callable[[TrainEvent], None]
@@ -112,7 +113,13 @@ class _Session:
         self.device = choose_device(config.device)
         self.precision = Precision(choose_precision(config.precision, self.device), self.device)
         self.disk = DiskGuard(control, self._poll, emit)
-        self.objective = Objective(min_snr_gamma=config.min_snr_gamma, noise_offset=config.noise_offset)
+        self.objective = Objective(
+            min_snr_gamma=config.min_snr_gamma,
+            debiased_estimation=config.debiased_estimation,
+            loss_type=config.loss_type,
+            huber_delta=config.huber_delta,
+            noise_offset=config.noise_offset,
+        )
 
     def run(self, saved: tuple[TrainState, Tensors, dict[str, Any]] | None) -> TrainResult:
         exporter = Exporter(self.config, self.folder, self.emit)
@@ -125,7 +132,7 @@ class _Session:
         adapter = self._inject(model, targets)
         optimizer = build_optimizer(self.config.optimizer, self._groups(adapter), weight_decay=self.config.weight_decay)
         state = self._restore(saved, adapter, optimizer)
-        exporter.prepare(model, adapter, self.plan, self.precision)
+        exporter.prepare(model, adapter, optimizer, plan=self.plan, precision=self.precision)
         if saved and not exporter.has_step(state.step):
             exporter.export_step(state.step, self._epoch(feeder, state.step))
 
@@ -173,6 +180,7 @@ class _Session:
                 dtype=self.precision.dtype,
                 device=self.device,
                 gradient_checkpointing=self.config.gradient_checkpointing,
+                zero_terminal_snr=self.config.zero_terminal_snr,
             )
         )
         self.plan = replan(self.config, self.plan, model.resolution)
@@ -253,8 +261,13 @@ class _Session:
             total_steps=self.plan.total_steps,
             save_steps=config.save_steps,
             max_grad_norm=config.max_grad_norm,
-            schedule=config.lr_scheduler,
-            warmup_steps=config.lr_warmup_steps,
+            schedule=Schedule(
+                config.lr_scheduler,
+                total_steps=self.plan.total_steps,
+                warmup_steps=config.lr_warmup_steps,
+                restarts=config.lr_restarts,
+                min_ratio=config.lr_min_ratio,
+            ),
             dropout=config.lora_dropout > 0,
         )
 
