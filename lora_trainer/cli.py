@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from lora_trainer.errors import ConfigError, LoraTrainerError, Problem
 from lora_trainer.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
+    from lora_trainer.dataset.scan import DatasetScan
     from lora_trainer.plan import TrainPlan
 
 DONE, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 130
@@ -126,7 +128,7 @@ def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
     from lora_trainer.dataset.buckets import histogram
 
     scan, detection = plan.scan, plan.detection
-    num_examples = sum(item.repeats for item in scan.items)
+    num_examples = sum(item.repeats for item in plan.items)
     batch = f"batch {config.batch_size}"
     if config.gradient_accumulation_steps > 1:
         batch += f" x {config.gradient_accumulation_steps} accumulated"
@@ -134,13 +136,25 @@ def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
     lines = [
         f"Base      {detection.path.name}: {detection.family}, predicts {predicts}",
         *(f"          {note}" for note in detection.notes),
-        f"Pictures  {len(scan.items)} of {scan.num_found} used, {num_examples} with repeats, at {plan.resolution} pixels",
+        f"Pictures  {_describe_scan(scan)}, at {' and '.join(map(str, plan.resolutions))} pixels",
+        *([f"          and {_describe_scan(plan.reg_scan)}, from {config.reg_data_dir}"] if plan.reg_scan else ()),
+        *(f"          weight {weight:g} for {count}" for weight, count in _count_weights(plan).items()),
         *(f"          {bucket!s:>10}  {count:>5}" for bucket, count in histogram(plan.buckets).items()),
         f"Steps     {num_examples} pictures x {plan.num_epochs:g} epochs / {batch} = {plan.total_steps} steps "
         f"({plan.steps_per_epoch} per epoch)",
         f"Output    {config.output_dir}, LoRA name {config.name}",
     ]
     return "\n".join(lines)
+
+
+def _describe_scan(scan: DatasetScan) -> str:
+    return f"{len(scan.items)} of {scan.num_found} used, {sum(item.repeats for item in scan.items)} with repeats"
+
+
+def _count_weights(plan: TrainPlan) -> dict[float, int]:
+    """Returns how many pictures have each weight; nothing where none has another than 1."""
+    counts = Counter(item.weight for item in (*plan.scan.items, *plan.reg_items))
+    return {} if set(counts) == {1.0} else dict(sorted(counts.items()))
 
 
 def _inspect(options: argparse.Namespace) -> int:

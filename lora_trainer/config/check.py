@@ -16,7 +16,6 @@ from lora_trainer.training.table import OPTIMIZERS
 
 # What has an effect only while another setting has a certain value.
 DEPENDENT = (
-    ("keep_tokens", "shuffle_tags", True),
     ("lr_restarts", "lr_scheduler", "cosine_with_restarts"),
     ("huber_delta", "loss_type", "huber"),
 )
@@ -39,6 +38,7 @@ def _check_paths(config: TrainConfig) -> list[Problem]:
     problems = []
     if not config.train_data_dir.is_dir():
         problems.append(_missing("train_data_dir", config.train_data_dir, "folder"))
+    problems += _check_reg_folder(config)
     for name in ("metadata_path", "base_model", "vae"):
         path = getattr(config, name)
         if path is not None and not path.exists():
@@ -55,9 +55,32 @@ def _check_paths(config: TrainConfig) -> list[Problem]:
                 hint="Choose a folder outside train_data_dir.",
             )
         )
+    if config.start_from is not None and _is_within(config.start_from, config.output_dir):
+        message = f"({config.start_from}) lies in output_dir, which is of the run that made it."
+        problems.append(Problem("start_from", message, hint="Choose another output_dir."))
     if config.lora_dir is not None and not config.lora_dir.is_dir():
         problems.append(_missing("lora_dir", config.lora_dir, "folder"))
     return problems
+
+
+def _check_reg_folder(config: TrainConfig) -> list[Problem]:
+    folder = config.reg_data_dir
+    if folder is None:
+        if config.reg_weight != 1:
+            return [Problem("reg_weight", "has no effect without reg_data_dir.", "notice")]
+        return []
+    if not folder.is_dir():
+        return [_missing("reg_data_dir", folder, "folder")]
+    same = folder.resolve() == config.train_data_dir.resolve()
+    if same or _is_within(folder, config.train_data_dir) or _is_within(config.train_data_dir, folder):
+        return [
+            Problem(
+                "reg_data_dir",
+                f"({folder}) and train_data_dir ({config.train_data_dir}) lie in each other, so pictures would be in both.",
+                hint="Put the regularisation pictures into a folder beside it.",
+            )
+        ]
+    return []
 
 
 def needs_v_prediction(found: str) -> Problem:
@@ -136,6 +159,9 @@ def _check_schedule(config: TrainConfig) -> list[Problem]:
                 hint="5 % of the steps is usual.",
             )
         )
+    if config.keep_tokens and not (config.shuffle_tags or config.tag_dropout):
+        message = "has no effect while shuffle_tags is false and tag_dropout is 0."
+        problems.append(Problem("keep_tokens", message, "notice"))
     for name, other, needed in DEPENDENT:
         value = getattr(config, other)
         if getattr(config, name) != default_of(name) and value != needed:

@@ -23,7 +23,7 @@ from lora_trainer.models import webui
 from lora_trainer.models.checkpoint import hash_file, hash_tensors
 from lora_trainer.models.detect import Detection
 from lora_trainer.models.family import ModelSettings, Objective, Tensors
-from lora_trainer.models.objective import NoiseSchedule, element_losses
+from lora_trainer.models.objective import NoiseSchedule, element_losses, mean_error
 from lora_trainer.models.parts import load_text_encoder, load_unet, load_vae
 from lora_trainer.models.recognise import StableDiffusionFacts, default_resolution
 from lora_trainer.models.targets import list_layers, select_layers
@@ -146,12 +146,12 @@ class DiffusionModel(ABC):
         return {"timestep": timestep, "latent_noise": latent_noise, "noise": noise}
 
     def losses(self, batch: Tensors, draws: Tensors, objective: Objective) -> Tensor:
-        """Returns one loss per item, fp32 [B]: the mean error, as the objective counts and weighs it."""
+        """Returns one loss per item, fp32 [B]: the mean error over the batch's "mask" if any, weighed by the objective."""
         latents = batch["latent_mean"].float() + batch["latent_std"].float() * draws["latent_noise"]
         timesteps, noise = draws["timestep"], draws["noise"]
         prediction = self.denoise(self.schedule.add_noise(latents, noise, timesteps), timesteps, batch)
         target = self.schedule.target(latents, noise, timesteps)
-        errors = element_losses(prediction.float(), target, objective).mean(dim=(1, 2, 3))
+        errors = mean_error(element_losses(prediction.float(), target, objective), batch.get("mask"))
         return errors * self.schedule.loss_weights(timesteps, objective)
 
     def collate(self, examples: Sequence[Tensors]) -> Tensors:

@@ -105,7 +105,10 @@ class TrainableModel(Protocol):
         """Draws the random numbers of one example (noise, timestep, ...) from its own CPU generator, no batch dimension."""
 
     def losses(self, batch: Tensors, draws: Tensors, objective: Objective) -> Tensor:
-        """Returns one loss per item, fp32 [B], weighed by the objective. Runs under the caller's autocast."""
+        """Returns one loss per item, fp32 [B], weighed by the objective. Runs under the caller's autocast.
+
+        Where the batch has a "mask" [B, 1, H/8, W/8], the share of each place that counts, the mean is over its area.
+        """
 
     def lora_targets(self, part: str, selection: Sequence[str]) -> list[str]:
         """Returns the names of the modules of a part that the selection means, in the module's own order.

@@ -10,10 +10,11 @@ Shapes: B items; C, h, w the latents' channels, height and width.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_trainer.models.family import Objective
 
+TINY_AREA = 1e-6
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 DEBIASED_LIMIT = 20.0
 """Largest weight of debiased estimation. Stable Diffusion's last timestep has 14.6, so it acts only on noisier schedules."""
@@ -98,6 +99,23 @@ def element_losses(prediction: Tensor, target: Tensor, objective: Objective) -> 
     delta = objective.huber_delta
     # The same value without the difference of two nearly equal numbers.
     return 2 * delta * squares / ((squares + delta**2).sqrt() + delta)
+
+
+def mean_error(errors: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the mean error of each item [B], over the area of its mask.
+
+    Args:
+        errors: [B, C, h, w].
+        mask: share of each place that counts, 0 to 1, [B, 1, any height and width]; None for everything. An item whose mask is
+            empty has 0.
+    """
+    if mask is None:
+        return errors.mean(dim=(1, 2, 3))
+    height, width = errors.shape[-2:]
+    if mask.shape[-2:] != (height, width):
+        mask = nn.functional.adaptive_avg_pool2d(mask, (height, width))
+    area = mask.sum(dim=(1, 2, 3)) * errors.shape[1]
+    return (errors * mask).sum(dim=(1, 2, 3)) / area.clamp(min=TINY_AREA)
 
 
 def _rescale_to_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:

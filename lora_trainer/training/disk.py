@@ -84,7 +84,7 @@ def disk_needs(config: TrainConfig, plan: TrainPlan, model: TrainableModel, targ
     num_files = 1 + (plan.total_steps // config.save_steps if config.save_steps else 0)
     states = 3 * lora * (KEPT_STATES + 1)  # weights and two moments; a new state stands beside the kept ones
     # Two fp32 tensors of 4 channels at an eighth of the resolution, and the text.
-    cache = len(plan.scan.items) * (plan.resolution**2 // 2 + TEXT_BYTES)
+    cache = len(plan.items) * (plan.resolution**2 // 2 + TEXT_BYTES)
     return [
         (config.output_dir, states, "states to continue from"),
         (config.output_dir, num_files * lora, f"{num_files} LoRA files"),

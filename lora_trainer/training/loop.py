@@ -146,6 +146,9 @@ class Trainer:
         while True:
             try:
                 return self._accumulate(self.feeder.step_batches(step))
+            except TrainingError:  # a batch could not be had; the weights are those of the last step
+                self._save_once()
+                raise
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -158,7 +161,10 @@ class Trainer:
                 raise
 
     def _accumulate(self, batches: list[Batch]) -> StepResult:
-        """Runs forward and backward of each batch, and clips. Waits for the device once, at its end."""
+        """Runs forward and backward of each batch, and clips. Waits for the device once, at its end.
+
+        Gradients are of the weighed losses; the losses returned are without weights, so that runs can be compared.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         # The mean is over the items of the step, so a batch that is split or smaller than others counts by its items.
         total_weight = sum(len(batch) for batch in batches)

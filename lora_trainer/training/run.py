@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from lora_trainer.adapters.adapter import Adapter
+from lora_trainer.adapters.adapter import Adapter, ModuleName
+from lora_trainer.adapters.start import read_start
 from lora_trainer.adapters.table import ADAPTERS
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import TrainControl
@@ -126,10 +127,13 @@ class _Session:
         for problem in self.plan.problems:
             self.emit("warning", message=str(problem))
         model = self._load_model()
+        self._compare_pictures(saved)
         targets = self._choose_targets(model)
         check_space(disk_needs(self.config, self.plan, model, targets))
+        first_weights = self._read_start(model, targets) if saved is None else {}
         feeder = self._fill_cache(model)
         adapter = self._inject(model, targets)
+        adapter.load_host_tensors(first_weights)
         optimizer = build_optimizer(self.config.optimizer, self._groups(adapter), weight_decay=self.config.weight_decay)
         state = self._restore(saved, adapter, optimizer)
         exporter.prepare(model, adapter, optimizer, plan=self.plan, precision=self.precision)
@@ -187,20 +191,22 @@ class _Session:
         self.emit("phase", name="loading the base model", done=1, total=1)
         for note in model.notes:
             self.emit("notice", message=note)
-        total, num_items = self.plan.total_steps, len(self.plan.scan.items)
+        total, num_items = self.plan.total_steps, len(self.plan.items)
         self.emit("started", total_steps=total, num_items=num_items, family=model.family)
         return model
 
     def _fill_cache(self, model: TrainableModel) -> Feeder:
         """Encodes what is not cached yet, and lets the encoders go that are not needed any more."""
-        config, items = self.config, self.plan.scan.items
+        config, items = self.config, self.plan.items
         settings = FeederSettings(
             batch_size=config.batch_size,
             accumulation=config.gradient_accumulation_steps,
             seed=config.seed,
             shuffle_tags=config.shuffle_tags,
             keep_tokens=config.keep_tokens,
+            tag_dropout=config.tag_dropout,
             caption_dropout=config.caption_dropout,
+            flip=config.flip,
             trains_text=config.text_encoder_lr > 0,
         )
         encoder = Encoder(
@@ -225,6 +231,28 @@ class _Session:
     def _choose_targets(self, model: TrainableModel) -> dict[str, list[str]]:
         trained = [part for part in model.parts if _rate_of(part, self.config) > 0]
         return {part: model.lora_targets(part, self.config.target_modules) for part in trained}
+
+    def _compare_pictures(self, saved: tuple[TrainState, Tensors, dict[str, Any]] | None) -> None:
+        """Tells when a continued run has other pictures or captions than before."""
+        before, count, key = self.folder.read_job(), len(self.plan.items), self.plan.data_key
+        if saved and before.get("data_key") not in (None, key):
+            self.emit(
+                "warning",
+                message=f"the pictures, captions or repeats changed since the run was started ({before['num_items']} items then, "
+                f"{count} now). It goes on from step {saved[0].step} with those of now; --fresh starts over.",
+            )
+        self.folder.update_job(num_items=count, data_key=key)
+
+    def _read_start(self, model: TrainableModel, targets: dict[str, list[str]]) -> dict[ModuleName, Tensors]:
+        """Returns the weights that the run starts from, {} for new ones; read before the long work of encoding."""
+        path = self.config.start_from
+        if path is None:
+            return {}
+        tensors = read_start(path, model, targets, rank=self.config.lora_rank)
+        num_new = sum(map(len, targets.values())) - len(tensors)
+        others = f"; {num_new} more start anew" if num_new else ""
+        self.emit("notice", message=f"{len(tensors)} layers start from {path.name}{others}.")
+        return tensors
 
     def _inject(self, model: TrainableModel, targets: dict[str, list[str]]) -> Adapter:
         config = self.config

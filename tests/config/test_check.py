@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +109,16 @@ def test_tensorboard_that_is_missing_is_a_warning_with_the_command(values, monke
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else real(name, *rest))
     assert "pip install tensorboard" in findings({**values, "log_with": "tensorboard"}, "warning")["log_with"]
+
+
+@pytest.mark.parametrize("name", [".", "reg"])
+def test_regularisation_pictures_within_the_others_are_refused(values, name):
+    folder = Path(values["train_data_dir"]) / name
+    folder.mkdir(exist_ok=True)
+    assert "lie in each other" in findings({**values, "reg_data_dir": str(folder)})["reg_data_dir"]
+
+
+def test_settings_without_effect_are_told(values):
+    found = findings({**values, "reg_weight": "0.5", "keep_tokens": "1"}, "notice")
+    assert "without reg_data_dir" in found["reg_weight"] and "no effect" in found["keep_tokens"]
+    assert findings({**values, "tag_dropout": "0.1", "keep_tokens": "1"}, "notice") == {}

@@ -9,7 +9,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from lora_trainer.models.family import Objective
-from lora_trainer.models.objective import DEBIASED_LIMIT, NoiseSchedule, element_losses
+from lora_trainer.models.objective import DEBIASED_LIMIT, NoiseSchedule, element_losses, mean_error
 
 TIMESTEPS = torch.tensor([0, 1, 250, 500, 998, 999])
 
@@ -111,3 +111,23 @@ def _snr(timestep: int) -> float:
 def test_unknown_prediction_type_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'sample'.*epsilon, v_prediction"):
         NoiseSchedule("sample")
+
+
+def test_the_mean_is_over_the_masked_area_alone() -> None:
+    errors = torch.arange(2 * 3 * 4 * 4, dtype=torch.float32).reshape(2, 3, 4, 4)
+    torch.testing.assert_close(mean_error(errors, torch.ones(2, 1, 4, 4)), mean_error(errors, None))
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[:, :, 1, 2:] = 1
+    spoilt = errors.clone()
+    spoilt[:, :, 0] = 1e9
+    torch.testing.assert_close(mean_error(spoilt, mask), errors[:, :, 1, 2:].mean(dim=(1, 2)))
+    mask[:, :, 1, 3] = 0.5
+    torch.testing.assert_close(mean_error(errors, mask), (errors[:, :, 1, 2] + errors[:, :, 1, 3] / 2).mean(dim=1) / 1.5)
+
+
+def test_an_empty_mask_gives_zero_and_another_grid_is_averaged() -> None:
+    errors = torch.rand(2, 3, 4, 4)
+    assert mean_error(errors, torch.zeros(2, 1, 4, 4)).tolist() == [0, 0]
+    fine = torch.zeros(2, 1, 8, 8)
+    fine[:, :, :4] = 1
+    torch.testing.assert_close(mean_error(errors, fine), errors[:, :, :2].mean(dim=(1, 2, 3)))
