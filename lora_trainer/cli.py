@@ -21,6 +21,7 @@ from lora_trainer.errors import ConfigError, LoraTrainerError, Problem
 from lora_trainer.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
+    from lora_trainer.dataset.scan import Item
     from lora_trainer.plan import TrainPlan
 
 DONE, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 130
@@ -106,6 +107,7 @@ def _train(options: argparse.Namespace) -> int:
         return DONE
     assert result.path is not None
     _print_report(result.path)
+    print(_describe_validation(config))
     print(f"\nDone: {result.path}")
     print(f"Put it into the WebUI's models/Lora folder and write <lora:{result.path.stem}:0.7> in the prompt.")
     return DONE
@@ -135,12 +137,18 @@ def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
         f"Base      {detection.path.name}: {detection.family}, predicts {predicts}",
         *(f"          {note}" for note in detection.notes),
         f"Pictures  {len(scan.items)} of {scan.num_found} used, {num_examples} with repeats, at {plan.resolution} pixels",
+        *([f"Held out  {len(plan.held_out)}: {_list_names(plan.held_out)}"] if plan.held_out else []),
         *(f"          {bucket!s:>10}  {count:>5}" for bucket, count in histogram(plan.buckets).items()),
         f"Steps     {num_examples} pictures x {plan.num_epochs:g} epochs / {batch} = {plan.total_steps} steps "
         f"({plan.steps_per_epoch} per epoch)",
         f"Output    {config.output_dir}, LoRA name {config.name}",
     ]
     return "\n".join(lines)
+
+
+def _list_names(items: Sequence[Item], most: int = 5) -> str:
+    names = [item.name for item in items[:most]]
+    return ", ".join([*names, f"and {len(items) - most} more"] if len(items) > most else names)
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -158,6 +166,27 @@ def _print_report(path: Path, base: Path | None = None) -> bool:
     checks = self_test(path, webui_layers(base) if base else None)
     print(format_checks(checks))
     return all(check.passed for check in checks)
+
+
+def _describe_validation(config: TrainConfig) -> str:
+    """Returns the run's validation curve, and what it says, as lines of text; "" without validation."""
+    from lora_trainer.events import fold_steps, read_events
+    from lora_trainer.progress import draw_curve
+    from lora_trainer.run_folder import RunFolder
+
+    folder = RunFolder(config.output_dir)
+    history = fold_steps(read_events(folder.events_path), "validated")
+    if not history:
+        return ""
+    recommended = folder.read_job().get("recommended")
+    if not history[-1].data["held_out"]:
+        meaning = "Training pictures show progress only; validation_share: 0.1 holds some back, and the best step is recommended."
+    elif recommended:
+        meaning = f"Recommended: {recommended['path']}\n{recommended['reason']}."
+    else:
+        meaning = "No saved step was looked at, so none is recommended."
+    who = "held-out" if history[-1].data["held_out"] else "training"
+    return f"\nLoss on {who} pictures with fixed noise, against the base's\n{draw_curve(history)}\n{meaning}"
 
 
 def _list(options: argparse.Namespace) -> int:

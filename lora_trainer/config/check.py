@@ -17,7 +17,8 @@ HIGH_LEARNING_RATE = 5e-4
 
 def check_config(config: TrainConfig) -> list[Problem]:
     """Returns all findings, errors first; an error means that the run cannot start."""
-    problems = [*_check_paths(config), *_check_rates(config), *_check_schedule(config), *_check_packages(config)]
+    problems = [*_check_paths(config), *_check_rates(config), *_check_schedule(config)]
+    problems += [*_check_validation(config), *_check_packages(config)]
     order = {"error": 0, "warning": 1, "notice": 2}
     return sorted(problems, key=lambda problem: order[problem.severity])
 
@@ -84,6 +85,28 @@ def _check_schedule(config: TrainConfig) -> list[Problem]:
         )
     if config.keep_tokens and not config.shuffle_tags:
         problems.append(Problem("keep_tokens", "has no effect while shuffle_tags is false.", "notice"))
+    return problems
+
+
+def _check_validation(config: TrainConfig) -> list[Problem]:
+    folder = config.validation_dir
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        return [_missing("validation_dir", folder, "folder")]
+    problems = []
+    if config.validation_share:
+        problems.append(
+            Problem("validation_share", f"({config.validation_share:g}) and validation_dir exclude each other.", hint="Keep one.")
+        )
+    if _is_within(folder, config.train_data_dir) or folder.resolve() == config.train_data_dir.resolve():
+        problems.append(
+            Problem(
+                "validation_dir",
+                f"({folder}) lies in the picture folder, so its pictures would be trained.",
+                hint="Choose a folder outside train_data_dir, or set validation_share instead.",
+            )
+        )
     return problems
 
 

@@ -130,8 +130,8 @@ def read_value(info: FieldInfo, value: Any) -> Any:
     if info.optional and (is_empty or str(value).strip().lower() == "none"):
         return None
     if is_empty:
-        if info.kind == "text":
-            return ""
+        if info.kind in ("text", "texts"):
+            return "" if info.kind == "text" else ()
         raise ValueError(f"is empty; {_rule(info)}.")
     readers = {
         "int": _read_int,
@@ -141,6 +141,7 @@ def read_value(info: FieldInfo, value: Any) -> Any:
         "path": _read_path,
         "choice": _read_choice,
         "names": _read_names,
+        "texts": _read_texts,
     }
     return readers[info.kind](info, value)
 
@@ -217,7 +218,9 @@ def _rule(info: FieldInfo) -> str:
 def _rule_of_words(info: FieldInfo) -> str:
     if info.choices:
         return "one of " + ", ".join(info.choices)
-    return {"bool": "true or false", "path": "a path", "names": "a list of names"}.get(info.kind, "text")
+    return {"bool": "true or false", "path": "a path", "names": "a list of names", "texts": "a list of texts"}.get(
+        info.kind, "text"
+    )
 
 
 def _read_bool(info: FieldInfo, value: Any) -> bool:
@@ -254,6 +257,13 @@ def _read_names(info: FieldInfo, value: Any) -> tuple[str, ...]:
     if not names:
         raise ValueError("is an empty list; name at least one.")
     return names
+
+
+def _read_texts(info: FieldInfo, value: Any) -> tuple[str, ...]:
+    lines = value.splitlines() if isinstance(value, str) else value
+    if isinstance(lines, dict) or not all(isinstance(line, (str, int, float)) for line in lines):
+        raise ValueError(f"({value}) must be a list of texts, each on a line of its own that starts with a hyphen.")
+    return tuple(str(line).strip() for line in lines if str(line).strip())
 
 
 def _file_problem(path: Path, message: str, hint: str = "") -> ConfigError:
