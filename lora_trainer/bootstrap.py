@@ -105,14 +105,19 @@ def choose_set(python: tuple[int, int] = sys.version_info[:2]) -> PackageSet:
 def unsupported_python(python: tuple[int, int], supported: Sequence[tuple[int, int]]) -> SetupError:
     """Returns the error for a Python that a set has no packages for; it names one that is installed, if any is."""
     names = [f"{major}.{minor}" for major, minor in supported]
-    found = [name for name in reversed(names) if shutil.which(f"python{name}")]
+    found = next((name for name in reversed(names) if _runs(f"python{name}")), None)
     if found:
-        advice = f"Start it with the Python {found[0]} of this machine: python{found[0]} -m lora_trainer"
+        advice = f"Start it with the Python {found} of this machine: python{found} -m lora_trainer"
     elif os.name == "nt":
         advice = f"Install Python {names[-1]} and start it with: py -{names[-1]} -m lora_trainer"
     else:
         advice = f"Install Python {names[-1]} and start it with: python{names[-1]} -m lora_trainer"
     return SetupError(f"Python {python[0]}.{python[1]} cannot be used; Python {', '.join(names)} can. {advice}")
+
+
+def _runs(program: str) -> bool:
+    path = shutil.which(program)  # may be a version manager's stand-in for what is not installed
+    return path is not None and subprocess.run([path, "--version"], capture_output=True, check=False).returncode == 0
 
 
 def missing_modules(modules: Sequence[str]) -> list[str]:
@@ -135,7 +140,7 @@ def own_folder(package_set: PackageSet) -> Path:
     if shared:
         parts = [_hash(package_set.locked_file(tests=tests)) for tests in (False, True)]
         digest = hashlib.sha256("\n".join([*parts, TORCH_PIN]).encode()).hexdigest()[:12]
-        return Path(shared) / f"{package_set.name}-py{sys.version_info[0]}{sys.version_info[1]}-{digest}"
+        return Path(shared).expanduser().resolve() / f"{package_set.name}-py{sys.version_info[0]}{sys.version_info[1]}-{digest}"
     return ROOT / ".environments" / package_set.name if package_set.is_host else ROOT / ".venv"
 
 

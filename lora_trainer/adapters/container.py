@@ -36,6 +36,8 @@ def read_header(path: Path) -> Header:
         return model_header.read_header(path)
     except ModelError as error:
         raise AdapterError(str(error)) from error
+    except (OverflowError, RecursionError) as error:  # endless numbers or brackets, made on purpose
+        raise AdapterError(f"{path} has a damaged header ({type(error).__name__}). Do not use it.") from error
     except OSError as error:
         raise AdapterError(f"{path} cannot be read ({error.strerror}). Check the path and the rights to it.") from error
 

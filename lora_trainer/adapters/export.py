@@ -55,7 +55,10 @@ def save_lora(
 
     Raises:
         AdapterError: a tensor is not finite, or does not fit the dtype; no file was written.
+        ValueError: `path` has another ending, so its stem would not be the whole name.
     """
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path.name!r} must end in .safetensors.")
     stored = _to_storage(tensors, dtype)
     values = {**metadata, "ss_output_name": path.stem, "modelspec.title": path.stem}
     training_values = {key: value for key, value in sorted(values.items()) if key.startswith("ss_")}

@@ -169,6 +169,10 @@ class DiffusionModel(ABC):
         """See `family.TrainableModel.lora_targets`."""
         return select_layers(part, self._layers, selection)
 
+    def webui_layers(self) -> dict[str, tuple[int, ...]]:
+        """Returns every key that the WebUI finds a layer for in this base, with the shape of the layer's weight."""
+        return webui.webui_layers(self.detection.path)
+
     def webui_key(self, part: str, module_name: str) -> str:
         """Returns the WebUI's key of a module, such as "lora_unet_down_blocks_0_attentions_0_..._attn1_to_q"."""
         if part == "unet":

@@ -118,6 +118,9 @@ class TrainableModel(Protocol):
             ConfigError: a name matches no module of any part; the message lists the names that would.
         """
 
+    def webui_layers(self) -> dict[str, tuple[int, ...]]:
+        """Returns every key that the WebUI finds a layer for in this base, with the shape of the layer's weight."""
+
     def webui_key(self, part: str, module_name: str) -> str:
         """Returns the WebUI's key of a module, such as "lora_unet_down_blocks_0_attentions_0_..._attn1_to_q"."""
 

@@ -78,7 +78,7 @@ class Encoder:
         tensors = self.store.get(key)
         if tensors is None:
             raise TrainingError(
-                f"the cached encoding of {name} was damaged or deleted in the meantime. Start again with the same settings: it is "
+                f"the cached encoding of {name} was damaged or deleted meanwhile. Start again with the same settings: it is "
                 "encoded anew, and the run goes on from its last save."
             )
         return tensors

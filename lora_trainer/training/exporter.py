@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.adapters.adapter import Adapter
-from lora_trainer.adapters.export import save_lora, webui_layers, webui_tensors
+from lora_trainer.adapters.export import save_lora, webui_tensors
 from lora_trainer.adapters.folder import Card, choose_name, publish
 from lora_trainer.adapters.metadata import TrainingFacts, metadata
 from lora_trainer.adapters.self_test import self_test
@@ -58,7 +58,7 @@ class Exporter:
     def export_final(self, step: int, epoch: int) -> Path:
         """Writes the finished file, tests it, and copies it into the LoRA folder when one is set. Returns where it is."""
         path = self._export(self._folder.export_path(self.name), step, epoch)
-        for check in self_test(path, webui_layers(self._model)):
+        for check in self_test(path, self._model.webui_layers()):
             if not check.passed:
                 self._emit("warning", message=f"self-test of {path.name}: {check.name}: {check.detail}")
         if self._config.lora_dir is not None:

@@ -103,3 +103,8 @@ def test_channels_last_and_shared_tensors_are_written(tmp_path: Path) -> None:
     tensors = safetensors.torch.load_file(path)
     assert torch.equal(tensors["a.lora_down.weight"], down)
     assert torch.equal(tensors["b.lora_down.weight"], down)
+
+
+def test_name_with_a_dot_needs_its_ending(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        save_lora(tmp_path / "ink v1.5", pair(UNET_MODULE), {})

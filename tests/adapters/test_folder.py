@@ -118,3 +118,15 @@ def test_damaged_files_of_others_only_count_by_their_stem(lora_dir: Path) -> Non
     (lora_dir / "broken.safetensors").write_bytes(b"\x00" * 40)
     assert choose_name(lora_dir, "ink") == "ink"
     assert choose_name(lora_dir, "broken") == "broken-2"
+
+
+def test_linked_folders_count_and_loops_end(lora_dir: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "ink.safetensors").write_bytes(b"")
+    try:
+        (lora_dir / "more").symlink_to(elsewhere, target_is_directory=True)
+        (elsewhere / "back").symlink_to(lora_dir, target_is_directory=True)
+    except OSError:
+        pytest.skip("this system does not let us make links")
+    assert choose_name(lora_dir, "ink") == "ink-2"

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lora_trainer.adapters.export import save_lora
 from lora_trainer.adapters.inspect import inspect_file
-from lora_trainer.adapters.report import format_report
+from lora_trainer.adapters.report import format_checks, format_report
+from lora_trainer.adapters.self_test import self_test
 from lora_trainer.errors import AdapterError
 from tests.adapters.files import SD1_METADATA, TEXT_MODULE, UNET_MODULE, pair, write
 from tests.adapters.webui_rules import sd_version
@@ -203,6 +206,54 @@ def test_long_unicode_names_are_inspected(tmp_path: Path) -> None:
     report = inspect_file(path)
     assert report.alias == "墨" * 80
     assert "墨" in format_report(report)
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", pair(UNET_MODULE), {"ss_output_name": "a\x1b[31mred\r\n\x07"})
+    assert all(character.isprintable() or character == "\n" for character in format_report(inspect_file(path)))
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_no_damage_gives_anything_but_our_own_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("damage")
+    content = bytearray(good_bytes(folder))
+    length = int.from_bytes(content[:8], "little")
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, 7 + length))
+        content[position] = data.draw(st.one_of(st.sampled_from(b'{}[]",:0159e-. tfn\x00\xff'), st.integers(0, 255)))
+    path = folder / "damaged.safetensors"
+    path.write_bytes(content)
+    try:
+        format_report(inspect_file(path))
+        format_checks(self_test(path, {UNET_MODULE: (8, 768)}))
+    except AdapterError as error:
+        assert "damaged.safetensors" in str(error)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,4]}}',
+        '{"a":{"dtype":"F32","shape":[-1,-1],"data_offsets":[0,4]}}',
+        '{"a":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}}',
+        '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,8]}}',
+        '{"a":{"dtype":"X","shape":[1],"data_offsets":[0,4]}}',
+        '{"a":{"dtype":["F32"],"shape":[1],"data_offsets":[0,4]}}',
+        '{"a":[]}',
+        "[]",
+        "[" * 100000,
+        '{"__metadata__":[],"a":{}}',
+        '{"__metadata__":{"a":{"b":1}}}',
+    ],
+)
+def test_malicious_headers_give_our_own_error_or_a_report(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(16))
+    try:
+        format_report(inspect_file(path))
+    except AdapterError as error:
+        assert "a.safetensors" in str(error)
 
 
 def test_inspection_needs_no_torch(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_separate_vae_is_read_in_every_layout(kind: str, base: Path, tmp_path:
 def test_a_checkpoint_without_vae_asks_for_one(base: Path, tmp_path: Path) -> None:
     path = beside_yaml(base, tmp_path / "b.safetensors")
     save_file({name: tensor for name, tensor in load_file(base).items() if not name.startswith("first_stage_model.")}, path)
-    with pytest.raises(ModelError, match="holds no VAE. Give one by the setting `vae`"):
+    with pytest.raises(ModelError, match=r"holds no VAE\. Give one by the setting `vae`"):
         load_model(ModelSettings(path))
     assert_same(states(path, vae=base), states(base))
 

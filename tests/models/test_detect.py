@@ -192,8 +192,13 @@ def test_a_folder_of_anything_else_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "warns"),
-    [("sdxl_turbo.safetensors", True), ("dream-LCM-v2.safetensors", True), ("xl_lightning_4step.safetensors", True)]
-    + [("saturbooth.safetensors", False), ("welcome.safetensors", False)],
+    [
+        ("sdxl_turbo.safetensors", True),
+        ("dream-LCM-v2.safetensors", True),
+        ("xl_lightning_4step.safetensors", True),
+        ("saturbooth.safetensors", False),
+        ("welcome.safetensors", False),
+    ],
 )
 def test_distilled_models_are_warned_of_by_name(name: str, warns: bool, tmp_path: Path) -> None:
     path = tiny.make_checkpoint("sd1", tmp_path, has_yaml=False, name=Path(name).stem)

@@ -61,5 +61,5 @@ def test_min_snr_is_finite_where_the_schedule_ends_in_noise() -> None:
 
 
 def test_unknown_prediction_type_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'sample'.*epsilon, v_prediction"):
+    with pytest.raises(ValueError, match=r"'sample'.*epsilon, v_prediction"):
         NoiseSchedule("sample")

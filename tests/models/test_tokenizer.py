@@ -48,7 +48,8 @@ def test_ids_are_those_of_clips_own_tokenizer(text: str) -> None:
 @pytest.mark.hosts
 def test_the_folder_loads_as_transformers_tokenizer_with_the_same_ids() -> None:
     theirs = CLIPTokenizer.from_pretrained(tokenizer.TOKENIZER_DIR, local_files_only=True)
-    for text in ("a photo of a cat", "vertical scroll composition, expressive stroke, 1girl", "don't we'll 3.14159 x10^5"):
+    # Without ftfy, transformers 4 cuts words at punctuation, which CLIP does not: "don't" is no test of the folder.
+    for text in ("a photo of a cat", "vertical scroll composition, expressive stroke, 1girl"):
         ids = theirs(text).input_ids
         assert ids == [tokenizer.START_TOKEN, *tokenizer.encode(text), tokenizer.END_TOKEN]
     assert theirs.pad_token_id == tokenizer.END_TOKEN

@@ -50,7 +50,7 @@ def test_an_optimizer_lowers_a_quadratic(name):
 
 
 def test_two_states_are_kept_and_a_damaged_one_falls_back_to_the_one_before(tmp_path, caplog):
-    weight, optimizer = make()
+    _, optimizer = make()
     for step in (10, 20, 30):
         save_state(tmp_path, TrainState(step=step), {"w": torch.full((2,), float(step))}, optimizer)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000020.safetensors", "step-00000030.safetensors"]

@@ -77,6 +77,9 @@ class ToyModel:
     def webui_key(self, part: str, module_name: str) -> str:
         return f"lora_unet_{module_name}"
 
+    def webui_layers(self) -> dict[str, tuple[int, ...]]:
+        return {self.webui_key("denoiser", name): (WIDTH, WIDTH) for name in ("to_q", "to_v")}
+
     def metadata(self) -> dict[str, str]:
         return {"ss_base_model_version": "sd_v1", "modelspec.architecture": "stable-diffusion-v1/lora"}
 
