@@ -92,7 +92,7 @@ class ProgressView:
 
 
 def draw_curve(history: Sequence[TrainEvent]) -> str:
-    """Returns the losses of "validated" events as a small bar chart in ASCII, of at most about `MOST_ROWS` rows, the lowest marked."""
+    """Returns the losses of "validated" events as a bar chart in ASCII of about `MOST_ROWS` rows at most, the lowest marked."""
     losses = [event.data["loss"] for event in history]
     low, high = min(losses), max(losses)
     lowest = losses.index(low)
