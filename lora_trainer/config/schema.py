@@ -290,11 +290,12 @@ class TrainConfig:
         "Captioned pictures that are not trained, instead of a held-out share.",
         default=None,
     )
-    validation_pictures: int = _watching(
+    validation_pictures: int | None = _watching(
         "int",
         "Pictures to watch",
-        "How many training pictures picture_losses.csv follows from start to end when none are held out. 0: none.",
-        default=32,
+        "How many training pictures picture_losses.csv follows when none are held out. Empty: what a twentieth of the time "
+        "allows. 0: none.",
+        default=None,
         minimum=0,
         maximum=100_000,
         matters=False,

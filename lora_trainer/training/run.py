@@ -36,7 +36,7 @@ from lora_trainer.training.optimizers import build_optimizer
 from lora_trainer.training.precision import Precision, choose_device, choose_precision
 from lora_trainer.training.samples import Sampler
 from lora_trainer.training.state import TrainState, load_state, save_state
-from lora_trainer.training.validation import Validator, WatchedPicture, prepare_pictures
+from lora_trainer.training.validation import Validator, WatchedPicture, items_per_step, prepare_pictures
 
 Watch = Callable[[TrainEvent], None]
 
@@ -286,16 +286,14 @@ class _Session:
         )
 
     def _make_validator(self, model: TrainableModel, adapter: Adapter, watched: list[WatchedPicture]) -> Validator:
-        config = self.config
-        num_examples = sum(item.repeats for item in self.plan.scan.items)
         return Validator(
             watched,
             are_held_out=bool(self.plan.held_out),
             model=model,
             adapter=adapter,
             precision=self.precision,
-            seed=config.seed,
-            items_per_step=min(num_examples, config.batch_size * config.gradient_accumulation_steps),
+            seed=self.config.seed,
+            items_per_step=items_per_step(self.plan, self.config),
             folder=self.folder,
             is_stopped=self._is_stopped,
             emit=self.emit,

@@ -19,11 +19,13 @@ import torch
 from torch import nn
 
 from lora_trainer.adapters.adapter import Adapter
+from lora_trainer.config.schema import TrainConfig
 from lora_trainer.dataset.buckets import crop_geometry
 from lora_trainer.dataset.sampler import item_seed, stable_order
 from lora_trainer.events import Emit, fold_steps, read_events
 from lora_trainer.files import write_text
 from lora_trainer.models.family import Objective, Tensors, TrainableModel
+from lora_trainer.plan import TrainPlan
 from lora_trainer.run_folder import RunFolder
 from lora_trainer.training.encoding import Encoder
 from lora_trainer.training.memory import describe_memory, free_memory, is_out_of_memory
@@ -31,7 +33,8 @@ from lora_trainer.training.precision import Precision
 
 NUM_LEVELS = 4  # noise levels of a picture, one out of each quarter of the schedule
 CURVE_PICTURES = 8  # training pictures that are looked at on the way; all of those watched are at the start and the end
-COST_SHARE = 0.05  # of the training's time that looking at training pictures on the way may take
+MOST_PICTURES = 64  # training pictures that are watched, unless more are asked for
+COST_SHARE = 0.05  # of the training's time that looks on the way may take, and again those at the start and the end
 PASSES_PER_ITEM = 3  # forward and backward of one item take as long as about three forwards
 GAIN_LOST = 0.1  # of what was gained on held-out pictures: losing more than this share again is called over-training
 LEARNED = -0.02  # usual change of a picture's loss; with less, none was learned and none stands out
@@ -64,7 +67,8 @@ def prepare_pictures(encoder: Encoder, *, trains_text: bool) -> list[WatchedPict
     plan, config, model = encoder.plan, encoder.config, encoder.model
     items, buckets = plan.held_out, plan.held_out_buckets
     if not items:
-        chosen = stable_order([item.name for item in plan.scan.items], config.seed, "watched")[: config.validation_pictures]
+        limit = _affordable_pictures(plan, config) if config.validation_pictures is None else config.validation_pictures
+        chosen = stable_order([item.name for item in plan.scan.items], config.seed, "watched")[:limit]
         items, buckets = tuple(plan.scan.items[index] for index in chosen), tuple(plan.buckets[index] for index in chosen)
     if not items:
         return []
@@ -91,6 +95,18 @@ def prepare_pictures(encoder: Encoder, *, trains_text: bool) -> list[WatchedPict
     ]
 
 
+def items_per_step(plan: TrainPlan, config: TrainConfig) -> int:
+    """Returns how many items a step has at most."""
+    num_examples = sum(item.repeats for item in plan.scan.items)
+    return min(num_examples, config.batch_size * config.gradient_accumulation_steps)
+
+
+def _affordable_pictures(plan: TrainPlan, config: TrainConfig) -> int:
+    """Returns how many pictures can be looked at at the start and the end, so that both take `COST_SHARE` of the time."""
+    forwards = COST_SHARE * PASSES_PER_ITEM * plan.total_steps * items_per_step(plan, config)
+    return min(MOST_PICTURES, max(CURVE_PICTURES, int(forwards / (2 * NUM_LEVELS))))
+
+
 @dataclass
 class _PictureLoss:
     """A picture's loss with the untouched base, and when it was last looked at."""
@@ -114,7 +130,7 @@ class Validator:
         pictures: see `prepare_pictures`.
         are_held_out: whether they are not trained.
         model, adapter, precision, seed: of the run.
-        items_per_step: of training, for how often looking is cheap.
+        items_per_step: of training, by which looks on the way are spaced.
         folder: of the run.
         is_stopped: whether a stop is asked for.
         emit: takes events.

@@ -336,3 +336,14 @@ def test_the_curve_is_plain_text_with_its_lowest_point():
     many = draw_curve([event(step, 1.0 - (step == 77)) for step in range(200)])
     assert many.isascii() and len(many.splitlines()) <= 16 and "step     77  0.0000" in many
     assert draw_curve([event(0, 0.5)]) == "  step      0  0.5000    +0.0%   <- lowest"
+
+
+def test_a_short_run_watches_few_pictures_and_a_longer_one_more(toy_config, more_pictures):
+    def num_watched(**changes):
+        result, _ = run(toy_config(**{"validation_pictures": "", "batch_size": "6", "save_steps": "0", **changes}), fresh=True)
+        return len(read_table(result.path.parent / "picture_losses.csv"))
+
+    # 6 items a step, three forwards' time each; a twentieth of that, over two looks at 4 levels.
+    assert num_watched(max_train_steps="10") == 8
+    assert num_watched(max_train_steps="100") == int(0.05 * 3 * 100 * 6 / 8) == 11
+    assert num_watched(max_train_steps="10", validation_pictures="14") == 14
