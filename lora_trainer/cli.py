@@ -106,7 +106,7 @@ def _train(options: argparse.Namespace) -> int:
         print(f"This run is finished: {result.path}\nMore epochs extend it; --fresh starts over.")
         return DONE
     assert result.path is not None
-    _print_report(result.path)
+    _print_report(result.path, config.base_model)
     print(_describe_validation(config))
     print(f"\nDone: {result.path}")
     print(f"Put it into the WebUI's models/Lora folder and write <lora:{result.path.stem}:0.7> in the prompt.")

@@ -119,7 +119,7 @@ def applied(model: DiffusionModel, uses: Sequence[LoraUse]) -> Iterator[tuple[Ap
 
 def lora_hash(path: Path) -> str:
     """Returns the 12 hex digits that stand under "Lora hashes" in a picture's parameters."""
-    return model_hash(path, read_header(path))[:12]
+    return model_hash(path)[:12]
 
 
 def _match(
@@ -169,13 +169,13 @@ def _find_obstacle(
 
 def _read(path: Path) -> dict[str, dict[str, Tensor]]:
     """Returns a file's tensors in fp32 by the WebUI's module key and ending."""
-    header = read_header(path)
-    if form := foreign_form(header.tensors):
+    keys = read_header(path).shapes
+    if form := foreign_form(keys):
         raise AdapterError(f"{path} is in another form ({form}), which the WebUI does not apply. {FOREIGN_FORMS[form][1]}")
-    names = group_by_module(header.tensors)
+    names = group_by_module(keys)
     foreign = sorted({ending for endings in names.values() for ending in endings} - _ENDINGS)
     if foreign:
-        kinds = " and ".join(kind for kind in kinds_of(header.tensors) if kind != "LoRA") or foreign[0]
+        kinds = " and ".join(kind for kind in kinds_of(keys) if kind != "LoRA") or foreign[0]
         raise AdapterError(
             f"{path} holds {kinds}; pictures are drawn here with plain LoRA and LoCon files only. Try it in the WebUI itself."
         )

@@ -56,16 +56,15 @@ class Exporter:
         return self._export(self._folder.step_path(self.name, step), step, epoch)
 
     def export_final(self, step: int, epoch: int) -> Path:
-        """Writes the finished file, tests it, and copies it into the LoRA folder when one is set. Returns where it is."""
+        """Writes the finished file and tests it. Returns where it is."""
         path = self._export(self._folder.export_path(self.name), step, epoch)
         for check in self_test(path, self._model.webui_layers()):
             if not check.passed:
                 self._emit("warning", message=f"self-test of {path.name}: {check.name}: {check.detail}")
-        if self._config.lora_dir is not None:
-            self._publish(path, self._config.lora_dir, step)
         return path
 
-    def _publish(self, path: Path, lora_dir: Path, step: int) -> None:
+    def publish(self, path: Path, lora_dir: Path, step: int) -> None:
+        """Copies the finished file with its card into a LoRA folder."""
         owned = self._folder.read_job().get("published", [])
         card = Card(description=self._config.comment, activation_text=self._config.trigger_words)
         published = publish(path, lora_dir, self.name, card=card, owned=owned)

@@ -25,7 +25,7 @@ from lora_trainer.models.family import ModelSettings, Objective, Tensors, Traina
 from lora_trainer.models.table import load_model
 from lora_trainer.plan import TrainPlan, make_plan, replan
 from lora_trainer.run_folder import RunFolder, Start, open_run
-from lora_trainer.training.disk import DiskGuard, StopRequestedError
+from lora_trainer.training.disk import DiskGuard, StopRequestedError, check_space, disk_needs
 from lora_trainer.training.encoding import Encoder
 from lora_trainer.training.event_log import EventLog
 from lora_trainer.training.exporter import Exporter
@@ -90,19 +90,21 @@ def _train_in(
     first_step = saved[0].step if saved else 0
     folder.update_job(status="running", process=os.getpid(), started_at=folder.read_job().get("started_at", time.time()))
     with EventLog(folder, watch, tensorboard=config.log_with == "tensorboard", first_step=first_step) as log:
+        session = _Session(folder, config, plan, control, log.emit)
         try:
             with deterministic_algorithms(config.deterministic):
-                result = _Session(folder, config, plan, control, log.emit).run(saved)
+                result = session.run(saved)
+            session.disk.run(folder.path, "job.json", lambda: folder.update_job(status=result.status, step=result.step))
         except StopRequestedError:  # while loading or caching, or while the disk was full: the last save counts
             step = int(folder.read_job().get("step", 0))
             log.emit("stopped", step=step)
             result = TrainResult("stopped", step, None)
+            folder.update_job(status=result.status)
         except BaseException as error:
             message = str(error) if isinstance(error, LoraTrainerError) else f"{type(error).__name__}: {error}"
-            folder.update_job(status="failed", error=message)
             log.emit("failed", message=message)
+            folder.update_job(status="failed", error=message)
             raise
-        folder.update_job(status=result.status, step=result.step)
         return result
 
 
@@ -121,8 +123,10 @@ class _Session:
         for problem in self.plan.problems:
             self.emit("warning", message=str(problem))
         model = self._load_model()
+        targets = self._choose_targets(model)
+        check_space(disk_needs(self.config, self.plan, model, targets))
         feeder, watched = self._fill_cache(model)
-        adapter = self._inject(model)
+        adapter = self._inject(model, targets)
         optimizer = build_optimizer(self.config.optimizer, self._groups(adapter), weight_decay=self.config.weight_decay)
         state = self._restore(saved, adapter, optimizer)
         exporter.prepare(model, adapter, self.plan, self.precision)
@@ -170,6 +174,7 @@ class _Session:
             path = self.disk.run(self.folder.path, "the LoRA file", lambda: exporter.export_final(state.step, epoch))
             look(is_last=True)
             keep(lambda: validator.conclude(exporter.file_of))
+            self._publish(exporter, path, state.step)
             self.emit("finished", step=state.step, path=str(path))
         return TrainResult(outcome, state.step, path)
 
@@ -231,10 +236,12 @@ class _Session:
         )
         return feeder, watched
 
-    def _inject(self, model: TrainableModel) -> Adapter:
+    def _choose_targets(self, model: TrainableModel) -> dict[str, list[str]]:
+        trained = [part for part in model.parts if _rate_of(part, self.config) > 0]
+        return {part: model.lora_targets(part, self.config.target_modules) for part in trained}
+
+    def _inject(self, model: TrainableModel, targets: dict[str, list[str]]) -> Adapter:
         config = self.config
-        trained = [part for part in model.parts if _rate_of(part, config) > 0]
-        targets = {part: model.lora_targets(part, config.target_modules) for part in trained}
         for part in targets:
             model.parts[part].train()  # gradient checkpointing and the adapter's dropout ask for it
         adapter_class = ADAPTERS.get(config.adapter).load()
@@ -272,6 +279,11 @@ class _Session:
             warmup_steps=config.lr_warmup_steps,
             dropout=config.lora_dropout > 0,
         )
+
+    def _publish(self, exporter: Exporter, path: Path, step: int) -> None:
+        lora_dir = self.config.lora_dir
+        if lora_dir is not None:
+            self.disk.run(lora_dir, "the copy in the LoRA folder", lambda: exporter.publish(path, lora_dir, step))
 
     def _make_ladder(self, model: TrainableModel, feeder: Feeder) -> MemoryLadder:
         return MemoryLadder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import pytest
@@ -110,3 +111,13 @@ def test_more_layers_pass_the_files_self_test(tmp_path, family, selection):
     result, _, _ = run(config)
     failed = [check for check in self_test(result.path, webui_layers(config.base_model)) if not check.passed]
     assert failed == []
+
+
+@pytest.mark.hosts
+def test_tensorboard_is_written_where_it_is_installed_and_missed_with_a_warning_elsewhere(tmp_path):
+    config = article_config(tmp_path, "sd1", max_train_steps="2")
+    result, _, events = run(config)
+    assert result.status == "finished"
+    warned = any("pip install tensorboard" in event.data["message"] for event in events if event.kind == "warning")
+    assert warned != bool(list(config.output_dir.glob("logs/events.out.tfevents.*")))
+    assert warned == (importlib.util.find_spec("tensorboard") is None)
