@@ -22,7 +22,7 @@ from lora_trainer.errors import ConfigError, LoraTrainerError, Problem
 from lora_trainer.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
-    from lora_trainer.dataset.scan import DatasetScan
+    from lora_trainer.dataset.scan import DatasetScan, Item
     from lora_trainer.plan import TrainPlan
 
 DONE, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 130
@@ -108,6 +108,7 @@ def _train(options: argparse.Namespace) -> int:
         return DONE
     assert result.path is not None
     _print_report(result.path, config.base_model)
+    print(_describe_validation(config))
     print(f"\nDone: {result.path}")
     print(f"Put it into the WebUI's models/Lora folder and write <lora:{result.path.stem}:0.7> in the prompt.")
     return DONE
@@ -139,6 +140,7 @@ def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
         f"Pictures  {_describe_scan(scan)}, at {' and '.join(map(str, plan.resolutions))} pixels",
         *([f"          and {_describe_scan(plan.reg_scan)}, from {config.reg_data_dir}"] if plan.reg_scan else ()),
         *(f"          weight {weight:g} for {count}" for weight, count in _count_weights(plan).items()),
+        *([f"Held out  {len(plan.held_out)}: {_list_names(plan.held_out)}"] if plan.held_out else []),
         *(f"          {bucket!s:>10}  {count:>5}" for bucket, count in histogram(plan.buckets).items()),
         f"Steps     {num_examples} pictures x {plan.num_epochs:g} epochs / {batch} = {plan.total_steps} steps "
         f"({plan.steps_per_epoch} per epoch)",
@@ -157,6 +159,11 @@ def _count_weights(plan: TrainPlan) -> dict[float, int]:
     return {} if set(counts) == {1.0} else dict(sorted(counts.items()))
 
 
+def _list_names(items: Sequence[Item], most: int = 5) -> str:
+    names = [item.name for item in items[:most]]
+    return ", ".join([*names, f"and {len(items) - most} more"] if len(items) > most else names)
+
+
 def _inspect(options: argparse.Namespace) -> int:
     return DONE if _print_report(options.file, options.base) else FAILED
 
@@ -172,6 +179,27 @@ def _print_report(path: Path, base: Path | None = None) -> bool:
     checks = self_test(path, webui_layers(base) if base else None)
     print(format_checks(checks))
     return all(check.passed for check in checks)
+
+
+def _describe_validation(config: TrainConfig) -> str:
+    """Returns the run's validation curve, and what it says, as lines of text; "" without validation."""
+    from lora_trainer.events import fold_steps, read_events
+    from lora_trainer.progress import draw_curve
+    from lora_trainer.run_folder import RunFolder
+
+    folder = RunFolder(config.output_dir)
+    history = fold_steps(read_events(folder.events_path), "validated")
+    if not history:
+        return ""
+    recommended = folder.read_job().get("recommended")
+    if not history[-1].data["held_out"]:
+        meaning = "Training pictures show progress only; validation_share: 0.1 holds some back, and the best step is recommended."
+    elif recommended:
+        meaning = f"Recommended: {recommended['path']}\n{recommended['reason']}."
+    else:
+        meaning = "No saved step was looked at, so none is recommended."
+    who = "held-out" if history[-1].data["held_out"] else "training"
+    return f"\nLoss on {who} pictures with fixed noise, against the base's\n{draw_curve(history)}\n{meaning}"
 
 
 def _list(options: argparse.Namespace) -> int:

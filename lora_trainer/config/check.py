@@ -28,6 +28,7 @@ def check_config(config: TrainConfig) -> list[Problem]:
         *_check_optimizer(config, OPTIMIZERS.get(config.optimizer)),
         *_check_schedule(config),
         *_check_objective(config),
+        *_check_validation(config),
         *_check_packages(config),
     ]
     order = {"error": 0, "warning": 1, "notice": 2}
@@ -181,6 +182,28 @@ def _check_objective(config: TrainConfig) -> list[Problem]:
         )
     if config.zero_terminal_snr and config.prediction_type == "epsilon":
         problems.append(needs_v_prediction("prediction_type is epsilon"))
+    return problems
+
+
+def _check_validation(config: TrainConfig) -> list[Problem]:
+    folder = config.validation_dir
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        return [_missing("validation_dir", folder, "folder")]
+    problems = []
+    if config.validation_share:
+        problems.append(
+            Problem("validation_share", f"({config.validation_share:g}) and validation_dir exclude each other.", hint="Keep one.")
+        )
+    if _is_within(folder, config.train_data_dir) or folder.resolve() == config.train_data_dir.resolve():
+        problems.append(
+            Problem(
+                "validation_dir",
+                f"({folder}) lies in the picture folder, so its pictures would be trained.",
+                hint="Choose a folder outside train_data_dir, or set validation_share instead.",
+            )
+        )
     return problems
 
 

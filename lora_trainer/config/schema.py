@@ -15,13 +15,13 @@ from typing import Any, Literal
 from lora_trainer.training.table import OPTIMIZERS, SCHEDULES
 
 VERSION = 1
-SECTIONS = ("Data", "Base model", "LoRA", "Training", "Memory and speed", "Saving")
+SECTIONS = ("Data", "Base model", "LoRA", "Training", "Validation and samples", "Memory and speed", "Saving")
 PROJECTIONS_HELP = (
     "attention, attention_ff, all_linear, or names of projections such as q_proj, v_proj. Names mean projections: "
     "q_proj is the UNet's to_q too."
 )
 
-Kind = Literal["int", "float", "bool", "text", "path", "choice", "names", "sizes", "weights"]
+Kind = Literal["int", "float", "bool", "text", "path", "choice", "names", "texts", "sizes", "weights"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class FieldInfo:
     """What is declared of one setting, beside its name, type and default.
 
     Attributes:
-        kind: how its text is read. "sizes" is a whole number or a list of them, "weights" numbers by name.
+        kind: how its text is read; "names" are words between commas, "texts" whole lines, "sizes" a whole number or a list
+            of them, "weights" numbers by name.
         label: a few words for a form.
         help: what it does and when to change it.
         section: one of `SECTIONS`.
@@ -66,7 +67,7 @@ def _in_section(section: str) -> Callable[..., Any]:
     return lambda *args, **kwargs: _setting(section, *args, **kwargs)
 
 
-_data, _model, _lora, _training, _speed, _saving = (_in_section(section) for section in SECTIONS)
+_data, _model, _lora, _training, _watching, _speed, _saving = (_in_section(section) for section in SECTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,6 +382,53 @@ class TrainConfig:
     )
     seed: int = _training(
         "int", "Seed", "The same seed and settings give the same LoRA.", default=42, minimum=0, maximum=2**32 - 1
+    )
+
+    validation_share: float = _watching(
+        "float",
+        "Held-out share",
+        "Share of the pictures that is not trained: their loss tells which saved step is best. 0: all are trained, and the loss "
+        "on some of them shows progress only.",
+        default=0.0,
+        minimum=0.0,
+        maximum=0.5,
+        usual="0 for few pictures, 0.1 from 40 on",
+    )
+    validation_dir: Path | None = _watching(
+        "path",
+        "Validation folder",
+        "Captioned pictures that are not trained, instead of a held-out share.",
+        default=None,
+    )
+    validation_pictures: int | None = _watching(
+        "int",
+        "Pictures to watch",
+        "How many training pictures picture_losses.csv follows when none are held out. Empty: what a twentieth of the time "
+        "allows. 0: none.",
+        default=None,
+        minimum=0,
+        maximum=100_000,
+        matters=False,
+    )
+    sample_prompts: tuple[str, ...] = _watching(
+        "texts",
+        "Sample prompts",
+        "At each save a picture is drawn for each, without and with the LoRA side by side. Empty: none.",
+        default=(),
+        matters=False,
+    )
+    sample_steps: int = _watching(
+        "int", "Sample steps", "Of drawing one sample.", default=20, minimum=2, maximum=150, usual="20", matters=False
+    )
+    sample_cfg_scale: float = _watching(
+        "float",
+        "Sample CFG scale",
+        "How closely a sample follows its prompt.",
+        default=7.0,
+        minimum=1,
+        maximum=30,
+        usual="7",
+        matters=False,
     )
 
     device: str = _speed(

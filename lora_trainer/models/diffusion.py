@@ -135,10 +135,17 @@ class DiffusionModel(ABC):
         ).sample
         return prediction
 
-    def make_draws(self, example: Tensors, generator: torch.Generator, objective: Objective) -> Tensors:
-        """Draws "timestep" [], "latent_noise" [4, h, w] for the VAE's sample, and "noise" [4, h, w], in this order."""
+    def make_draws(
+        self, example: Tensors, generator: torch.Generator, objective: Objective, *, level: float | None = None
+    ) -> Tensors:
+        """Draws "timestep" [], "latent_noise" [4, h, w] for the VAE's sample, and "noise" [4, h, w], in this order.
+
+        A `level` is the timestep as a share of their number.
+        """
         shape = example["latent_mean"].shape
         timestep = torch.randint(0, self.schedule.num_timesteps, (), generator=generator)
+        if level is not None:
+            timestep = torch.tensor(int(level * self.schedule.num_timesteps))
         latent_noise = torch.randn(shape, generator=generator)
         noise = torch.randn(shape, generator=generator)
         if objective.noise_offset:

@@ -101,8 +101,15 @@ class TrainableModel(Protocol):
     def collate(self, examples: Sequence[Tensors]) -> Tensors:
         """Stacks single examples (tensors without the batch dimension) to a batch, padding texts to the longest's chunks."""
 
-    def make_draws(self, example: Tensors, generator: torch.Generator, objective: Objective) -> Tensors:
-        """Draws the random numbers of one example (noise, timestep, ...) from its own CPU generator, no batch dimension."""
+    def make_draws(
+        self, example: Tensors, generator: torch.Generator, objective: Objective, *, level: float | None = None
+    ) -> Tensors:
+        """Draws the random numbers of one example (noise, timestep, ...) from its own CPU generator, no batch dimension.
+
+        Args:
+            level: how noisy the example gets, from 0 (hardly) to below 1 (noise alone), instead of a drawn timestep. Families
+                without noise levels pass it over.
+        """
 
     def losses(self, batch: Tensors, draws: Tensors, objective: Objective) -> Tensor:
         """Returns one loss per item, fp32 [B], weighed by the objective. Runs under the caller's autocast.

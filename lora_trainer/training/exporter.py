@@ -41,13 +41,20 @@ class Exporter:
         self, model: TrainableModel, adapter: Adapter, optimizer: torch.optim.Optimizer, *, plan: TrainPlan, precision: Precision
     ) -> None:
         """Takes what the files are made from. Kept apart from `__init__` because the name is wanted before all this exists."""
-        self._model, self._adapter, self._optimizer = model, adapter, optimizer
+        self._model, self._adapter, self._optimizer, self._total_steps = model, adapter, optimizer, plan.total_steps
         started_at = self._folder.read_job()["started_at"]
         self._facts = _training_facts(self._config, plan, precision, started_at)
 
     def has_step(self, step: int) -> bool:
         """Whether the file of a saved step is there, or is not wanted at all."""
         return step == 0 or self._folder.step_path(self.name, step).exists() or self._folder.export_path(self.name).exists()
+
+    def file_of(self, step: int) -> Path | None:
+        """Returns the file of a step in the run folder, None where none was saved."""
+        path = self._folder.step_path(self.name, step)
+        if not path.exists() and step == self._total_steps:
+            path = self._folder.export_path(self.name)
+        return path if path.exists() else None
 
     def export_step(self, step: int, epoch: int) -> Path:
         """Writes the file of a step into the run folder."""

@@ -81,6 +81,8 @@ class Trainer:
         control, poll: requests from outside; `poll` is called once a step to fetch them.
         emit: takes events.
         save: writes state and exports at the current step.
+        after_save: judges what was saved when it was due or asked for; not on a stop, a pause or a failure.
+        sample: draws samples at the current step, when asked for.
     """
 
     def __init__(
@@ -99,10 +101,13 @@ class Trainer:
         poll: Callable[[], None],
         emit: Emit,
         save: Callable[[], None],
+        after_save: Callable[[], None],
+        sample: Callable[[], None],
     ) -> None:
         self.model, self.parameters, self.optimizer, self.feeder = model, parameters, optimizer, feeder
         self.precision, self.objective, self.ladder, self.settings, self.state = precision, objective, ladder, settings, state
-        self.control, self.poll, self.emit, self.save = control, poll, emit, save
+        self.control, self.poll, self.emit = control, poll, emit
+        self.save, self.after_save, self.sample = save, after_save, sample
         self.skips_in_a_row = 0
         self.saved_step = state.step
 
@@ -116,10 +121,18 @@ class Trainer:
             if self._is_stopped():
                 return "stopped"
             self._take_step()
-            if self.control.take("save") or self._is_save_due():
-                self._save_once()
+            if self.state.step < self.settings.total_steps:  # at the end the caller looks, when the finished file is there
+                self._serve()
         self._save_once()
         return "finished"
+
+    def _serve(self) -> None:
+        """Saves and samples, where due or asked for. Save first: looking and sampling take time."""
+        if self.control.take("save") or self._is_save_due():
+            self._save_once()
+            self.after_save()
+        if self.control.take("sample"):
+            self.sample()
 
     def _take_step(self) -> None:
         started = time.perf_counter()
@@ -222,6 +235,8 @@ class Trainer:
         while self.control.is_requested("pause") and not self.control.is_requested("stop"):
             time.sleep(PAUSE_POLL_SECONDS)
             self.poll()
+            if self.control.take("sample"):
+                self.sample()
 
     def _is_save_due(self) -> bool:
         return self.settings.save_steps > 0 and self.state.step % self.settings.save_steps == 0

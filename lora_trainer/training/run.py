@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lora_trainer.control import TrainControl
 from lora_trainer.dataset.cache import TensorStore
 from lora_trainer.errors import LoraTrainerError
 from lora_trainer.events import Emit, TrainEvent
+from lora_trainer.inference.generate import GenerateSettings
 from lora_trainer.models.family import ModelSettings, Objective, Tensors, TrainableModel
 from lora_trainer.models.table import load_model
 from lora_trainer.plan import TrainPlan, make_plan, replan
@@ -31,10 +33,12 @@ from lora_trainer.training.exporter import Exporter
 from lora_trainer.training.feeder import Feeder, FeederSettings
 from lora_trainer.training.loop import LoopSettings, Outcome, Trainer
 from lora_trainer.training.memory import MemoryLadder
-from lora_trainer.training.optimizers import build_optimizer
+from lora_trainer.training.optimizers import averaged_weights, build_optimizer
 from lora_trainer.training.precision import Precision, choose_device, choose_precision
+from lora_trainer.training.samples import Sampler
 from lora_trainer.training.schedules import Schedule
 from lora_trainer.training.state import TrainState, load_state, save_state
+from lora_trainer.training.validation import Validator, WatchedPicture, items_per_step, prepare_pictures
 
 Watch = Callable[[TrainEvent], None]
 
@@ -131,7 +135,7 @@ class _Session:
         targets = self._choose_targets(model)
         check_space(disk_needs(self.config, self.plan, model, targets))
         first_weights = self._read_start(model, targets) if saved is None else {}
-        feeder = self._fill_cache(model)
+        feeder, watched = self._fill_cache(model)
         adapter = self._inject(model, targets)
         adapter.load_host_tensors(first_weights)
         optimizer = build_optimizer(self.config.optimizer, self._groups(adapter), weight_decay=self.config.weight_decay)
@@ -139,6 +143,20 @@ class _Session:
         exporter.prepare(model, adapter, optimizer, plan=self.plan, precision=self.precision)
         if saved and not exporter.has_step(state.step):
             exporter.export_step(state.step, self._epoch(feeder, state.step))
+
+        validator = self._make_validator(model, adapter, watched)
+        sampler = self._make_sampler(model, adapter, exporter)
+        keep = partial(self.disk.run, self.folder.path, "the result of the validation")
+        keep(lambda: validator.begin(state.step))
+
+        def look(*, is_last: bool = False) -> None:
+            with averaged_weights(optimizer):
+                keep(lambda: validator.look(state.step, is_last=is_last))
+                sampler.draw(state.step)
+
+        def draw_now() -> None:
+            with averaged_weights(optimizer):
+                sampler.draw_now(state.step)
 
         def write_save() -> None:
             state.loss_scale, state.good_steps = self.precision.scale, self.precision.good_steps
@@ -162,12 +180,16 @@ class _Session:
             poll=self._poll,
             emit=self.emit,
             save=lambda: self.disk.run(self.folder.path, f"the state of step {state.step}", write_save),
+            after_save=look,
+            sample=draw_now,
         )
         outcome = trainer.run()
         path = None
         if outcome == "finished":
             epoch = self._epoch(feeder, state.step)
             path = self.disk.run(self.folder.path, "the LoRA file", lambda: exporter.export_final(state.step, epoch))
+            look(is_last=True)
+            keep(lambda: validator.conclude(exporter.file_of))
             self._publish(exporter, path, state.step)
             self.emit("finished", step=state.step, path=str(path))
         return TrainResult(outcome, state.step, path)
@@ -195,8 +217,11 @@ class _Session:
         self.emit("started", total_steps=total, num_items=num_items, family=model.family)
         return model
 
-    def _fill_cache(self, model: TrainableModel) -> Feeder:
-        """Encodes what is not cached yet, and lets the encoders go that are not needed any more."""
+    def _fill_cache(self, model: TrainableModel) -> tuple[Feeder, list[WatchedPicture]]:
+        """Encodes what is not cached yet, and lets the encoders go that are not needed any more.
+
+        Returns what is trained, and the pictures of the validation.
+        """
         config, items = self.config, self.plan.items
         settings = FeederSettings(
             batch_size=config.batch_size,
@@ -215,8 +240,9 @@ class _Session:
         picture_keys = encoder.encode_pictures()
         needs_texts = not settings.varies_captions and not settings.trains_text
         text_keys = encoder.encode_texts() if needs_texts else []
+        watched = prepare_pictures(encoder, trains_text=settings.trains_text)
         model.release_encoders(keep_text=not needs_texts)
-        return Feeder(
+        feeder = Feeder(
             items,
             self.plan.buckets,
             pictures=lambda index: encoder.get(picture_keys[index], items[index].name),
@@ -227,6 +253,7 @@ class _Session:
             settings=settings,
             device=self.device,
         )
+        return feeder, watched
 
     def _choose_targets(self, model: TrainableModel) -> dict[str, list[str]]:
         trained = [part for part in model.parts if _rate_of(part, self.config) > 0]
@@ -316,6 +343,41 @@ class _Session:
             emit=self.emit,
         )
 
+    def _make_validator(self, model: TrainableModel, adapter: Adapter, watched: list[WatchedPicture]) -> Validator:
+        return Validator(
+            watched,
+            are_held_out=bool(self.plan.held_out),
+            model=model,
+            adapter=adapter,
+            precision=self.precision,
+            seed=self.config.seed,
+            items_per_step=items_per_step(self.plan, self.config),
+            folder=self.folder,
+            is_stopped=self._is_stopped,
+            emit=self.emit,
+        )
+
+    def _make_sampler(self, model: TrainableModel, adapter: Adapter, exporter: Exporter) -> Sampler:
+        side = max(64, self.plan.resolution // 64 * 64)
+        settings = GenerateSettings(
+            prompt="",
+            width=side,
+            height=side,
+            steps=self.config.sample_steps,
+            cfg_scale=self.config.sample_cfg_scale,
+            seed=self.config.seed,
+        )
+        return Sampler(
+            self.config.sample_prompts,
+            settings,
+            model=model,
+            adapter=adapter,
+            folder=self.folder,
+            lora_file=exporter.file_of,
+            is_stopped=self._is_stopped,
+            emit=self.emit,
+        )
+
     def _progress(self, name: str) -> Callable[[int, int], None]:
         def report(done: int, total: int) -> None:
             self.emit("phase", name=name, done=done, total=total)
@@ -326,9 +388,12 @@ class _Session:
     def _poll(self) -> None:
         self.folder.take_commands(self.control)
 
-    def _check_stop(self) -> None:
+    def _is_stopped(self) -> bool:
         self._poll()
-        if self.control.is_requested("stop"):
+        return self.control.is_requested("stop")
+
+    def _check_stop(self) -> None:
+        if self._is_stopped():
             raise StopRequestedError
 
     def _epoch(self, feeder: Feeder, step: int) -> int:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,12 @@ class TrainState:
         step: steps taken, skipped ones included: the position in the plan.
         num_skipped: steps that did not change the weights, because loss or gradient was not finite.
         loss_scale, good_steps: of fp16's scaler.
-        item_losses: by picture, the sum of its losses in the current epoch and their count; and of the epoch before.
     """
 
     step: int = 0
     num_skipped: int = 0
     loss_scale: float = 1.0
     good_steps: int = 0
-    item_losses: dict[str, list[float]] = field(default_factory=dict)
 
 
 def save_state(folder: Path, state: TrainState, lora: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> Path:

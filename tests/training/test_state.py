@@ -30,10 +30,10 @@ def test_an_optimizer_continues_from_a_saved_state_with_the_same_bits(tmp_path, 
     weight, optimizer = make(name)
     for _ in range(3):
         take_step(weight, optimizer)
-    save_state(tmp_path, TrainState(step=3, item_losses={"a": [1.0, 2.0]}), {"w": weight.detach()}, optimizer)
+    save_state(tmp_path, TrainState(step=3, num_skipped=1), {"w": weight.detach()}, optimizer)
     other_weight, other_optimizer = make(name, seed=9)
     state, lora, saved = load_state(tmp_path)
-    assert state == TrainState(step=3, item_losses={"a": [1.0, 2.0]})
+    assert state == TrainState(step=3, num_skipped=1)
     other_optimizer.load_state_dict(saved)
     with torch.no_grad():
         other_weight.copy_(lora["w"])
