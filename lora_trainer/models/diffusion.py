@@ -162,11 +162,19 @@ class DiffusionModel(ABC):
         """See `family.TrainableModel.lora_targets`."""
         return select_layers(part, self._layers, selection)
 
+    def webui_layers(self) -> dict[str, tuple[int, ...]]:
+        """Returns every key that the WebUI finds a layer for in this base, with the shape of the layer's weight."""
+        return webui.webui_layers(self.detection.path)
+
     def webui_key(self, part: str, module_name: str) -> str:
         """Returns the WebUI's key of a module, such as "lora_unet_down_blocks_0_attentions_0_..._attn1_to_q"."""
         if part == "unet":
             return webui.unet_key(self.family, self.facts.unet, module_name)
         return webui.text_key(self.family, list(self.parts).index(part) - 1, module_name)
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Has the denoiser recompute its activations in the backward pass, or keep them."""
+        (self.unet.enable_gradient_checkpointing if enabled else self.unet.disable_gradient_checkpointing)()
 
     def release_encoders(self, *, keep_text: bool) -> None:
         """Moves the VAE, and unless `keep_text` the text encoders, to the CPU."""
