@@ -23,7 +23,7 @@ from lora_trainer.errors import ConfigError, LoraTrainerError, RunFolderError
 
 if TYPE_CHECKING:
     from lora_trainer.inference.sheet import WeightSheet
-    from lora_trainer.training.run import TrainResult
+    from lora_trainer.training.session import TrainResult
 
 HERE = Path(__file__).parent
 MINIATURE = HERE / "base" / "miniature.safetensors"
