@@ -121,6 +121,14 @@ class LoraAdapter:
                 },
             )
 
+    def load_host_tensors(self, tensors: Mapping[ModuleName, Mapping[str, Tensor]]) -> None:
+        for name, given in tensors.items():
+            down, up = _down(self._layers[name]).weight.detach(), _up(self._layers[name]).weight.detach()
+            # Without an alpha the WebUI multiplies by 1, as with alpha = rank.
+            alpha = given["alpha"].item() if "alpha" in given else self.rank
+            down.copy_(given["lora_down.weight"].reshape(down.shape))
+            up.copy_(given["lora_up.weight"].reshape(up.shape).float() * (alpha / self.alpha))
+
     @contextmanager
     def disabled(self) -> Iterator[None]:
         for layer in self._layers.values():

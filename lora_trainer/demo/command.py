@@ -19,18 +19,18 @@ from lora_trainer.config.parse import parse_config
 from lora_trainer.config.presets import load_presets
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import TrainControl
-from lora_trainer.errors import ConfigError, LoraTrainerError
+from lora_trainer.errors import ConfigError, LoraTrainerError, RunFolderError
 
 if TYPE_CHECKING:
     from lora_trainer.inference.sheet import WeightSheet
-    from lora_trainer.training.run import TrainResult
+    from lora_trainer.training.session import TrainResult
 
 HERE = Path(__file__).parent
 MINIATURE = HERE / "base" / "miniature.safetensors"
 INK_PICTURES = HERE / "datasets" / "ink" / "train"
 PRESET = "ink-painting"
 NAME = "demo_ink"
-DEFAULT_FOLDER = Path("lora_trainer_demo")
+DEFAULT_FOLDER = Path("demo-output")
 PROMPTS = (
     "blue mountains behind a lake with a boat by day",
     "green hills behind a green field with a house and two trees by day",
@@ -81,6 +81,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(folder: Path, fresh: bool, control: TrainControl) -> int:
     _say("This trains a small LoRA on pictures that come along, and then draws with it.", f"Everything goes into {folder}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{folder} cannot be made ({error.strerror}). Choose another folder with --output.") from error
     _say("", "1. Pictures and base model")
     material = prepare_material(folder)
     num_pictures = sum(path.suffix == ".png" for path in material.pictures.iterdir())
@@ -107,7 +111,13 @@ def _run(folder: Path, fresh: bool, control: TrainControl) -> int:
     sheet_path = sheet.save(folder / f"{NAME}_sheet.png")
     for note in sheet.notes:
         _say(f"   {note}")
-    _say("", "Done.", f"   LoRA     {result.path}", f"   Pictures {sheet_path}", "", *_next_steps(config, material))
+    look = "From left to right the style grows, and what is shown should stay."
+    if material.is_random:
+        look = (
+            f"It is noise, because the base is. At weight 1 the LoRA changes it by {_mean_change(sheet):.2f} of 255 on average."
+        )
+    _say("", "Done.", f"   LoRA          {result.path}", f"   Picture sheet {sheet_path}", f"                 {look}")
+    _say("", *_next_steps(config.output_dir / "config.yaml"))
     return DONE
 
 
@@ -180,24 +190,28 @@ def _train(config: TrainConfig, fresh: bool, control: TrainControl) -> TrainResu
         return train(config, control=control, watch=view.show, fresh=fresh)
 
 
-def _next_steps(config: TrainConfig, material: Material) -> list[str]:
-    settings = config.output_dir / "config.yaml"
-    look = (
-        "Look at the picture sheet. It is noise, because the base is; that the columns differ shows that the LoRA acts."
-        if material.is_random
-        else "Look at the picture sheet: from left to right, the style grows and the content should stay."
-    )
+def _mean_change(sheet: WeightSheet) -> float:
+    """Returns how far the first prompt's picture at weight 1 is from the base's, in steps of a colour's 255."""
+    from PIL import ImageChops, ImageStat
+
+    difference = ImageChops.difference(sheet.pictures[0, 0.0], sheet.pictures[0, 1.0])
+    return sum(ImageStat.Stat(difference).mean) / 3
+
+
+def _next_steps(settings: Path) -> list[str]:
     return [
-        "What to do next",
-        f"   1. {look}",
-        "   2. Put your own pictures into a folder, 15 or more. Beside each, a text file of the same name says what is in it:",
+        "What to do next, with your own pictures",
+        "   1. Put 15 or more into a folder, and beside each a text file of the same name that says what is in it:",
         "      boat.png, boat.txt.",
-        f"   3. Copy {settings}",
-        "      and change three lines: train_data_dir (your pictures), base_model (a checkpoint that you draw with, such as",
-        "      v1-5-pruned.safetensors), output_dir. Remove the line resolution if there is one.",
-        "   4. python -m lora_trainer check --config your.yaml    shows what would be trained, and any problem",
-        "      python -m lora_trainer train --config your.yaml    trains it",
-        "   5. Put the finished .safetensors into the WebUI's models/Lora, and write <lora:its-name:0.7> in the prompt.",
+        "   2. Save these lines as my_style.yaml, with your own paths (all settings of the demo, to compare:",
+        f"      {settings})",
+        "         train_data_dir: my_pictures",
+        "         base_model: models/Stable-diffusion/v1-5-pruned.safetensors",
+        "         output_dir: output/my_style",
+        "   3. See what would be trained, and any problem; then train:",
+        f"         python -m lora_trainer check --preset {PRESET} --config my_style.yaml",
+        f"         python -m lora_trainer train --preset {PRESET} --config my_style.yaml",
+        "   4. Put output/my_style/my_style.safetensors into the WebUI's models/Lora; write <lora:my_style:0.7> in a prompt.",
         "The demo's own LoRA fits the demo's base only. Its folder can be deleted at any time.",
     ]
 

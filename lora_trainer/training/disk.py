@@ -9,11 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from torch import nn
+
+from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import TrainControl
 from lora_trainer.errors import TrainingError
 from lora_trainer.events import Emit
+from lora_trainer.models.family import TrainableModel
+from lora_trainer.plan import TrainPlan
+from lora_trainer.training.state import KEPT_STATES
 
 T = TypeVar("T")
+Need = tuple[Path, int, str]
+TEXT_BYTES = 77 * 2048 * 4  # a caption of one chunk, for SDXL
 POLL_SECONDS = 0.5
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # Freed space of less than this is not worth another try.
@@ -70,7 +78,21 @@ class DiskGuard:
         self._control.request("continue")
 
 
-def check_space(needs: list[tuple[Path, int, str]]) -> None:
+def disk_needs(config: TrainConfig, plan: TrainPlan, model: TrainableModel, targets: dict[str, list[str]]) -> list[Need]:
+    """Returns what a run writes, for `check_space`: generous where it can only be guessed."""
+    lora = 4 * sum(_num_weights(model.parts[part], names, config.lora_rank) for part, names in targets.items())
+    num_files = 1 + (plan.total_steps // config.save_steps if config.save_steps else 0)
+    states = 3 * lora * (KEPT_STATES + 1)  # weights and two moments; a new state stands beside the kept ones
+    # Two fp32 tensors of 4 channels at an eighth of the resolution, and the text.
+    cache = len(plan.items) * (plan.resolution**2 // 2 + TEXT_BYTES)
+    return [
+        (config.output_dir, states, "states to continue from"),
+        (config.output_dir, num_files * lora, f"{num_files} LoRA files"),
+        (config.cache_folder, max(0, cache - _size_of(config.cache_folder)), "the cache"),
+    ]
+
+
+def check_space(needs: list[Need]) -> None:
     """Checks that what a run will write finds room.
 
     Args:
@@ -79,7 +101,7 @@ def check_space(needs: list[tuple[Path, int, str]]) -> None:
     Raises:
         TrainingError: with the numbers of the disk that is too small.
     """
-    by_disk: dict[int, list[tuple[Path, int, str]]] = {}
+    by_disk: dict[int, list[Need]] = {}
     for need in needs:
         by_disk.setdefault(_existing(need[0]).stat().st_dev, []).append(need)
     for group in by_disk.values():
@@ -100,6 +122,15 @@ def describe_bytes(size: int) -> str:
             return f"{value:.0f} {unit}"
         value /= 1024
     return f"{value:.1f} GiB"
+
+
+def _num_weights(part: nn.Module, names: list[str], rank: int) -> int:
+    shapes = [part.get_submodule(name).weight.shape for name in names]
+    return sum(rank * (shape[0] + shape[1:].numel()) for shape in shapes)
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _free_bytes(folder: Path) -> int:
