@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from lora_trainer.adapters.keys import FOREIGN_FORMS, foreign_form, kinds_of
 from lora_trainer.adapters.names import check_output_name
-from lora_trainer.config.check import check_config
+from lora_trainer.config.check import check_config, needs_v_prediction
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.dataset.buckets import Bucket, assign_buckets
-from lora_trainer.dataset.sampler import steps_per_epoch
+from lora_trainer.dataset.sampler import stable_order, steps_per_epoch
 from lora_trainer.dataset.scan import DatasetScan, Item, scan_dataset
 from lora_trainer.dataset.weights import scan_regularisation, weigh_folders
 from lora_trainer.errors import ConfigError, DatasetError, ModelError, Problem
@@ -24,6 +24,7 @@ from lora_trainer.models.header import read_header
 from lora_trainer.run_folder import RunFolder
 
 T = TypeVar("T")
+FEW_HELD_OUT = 4
 UNKNOWN_RESOLUTION = 768  # of SD2 before its trial forward: most SD2 bases in use predict v at 768
 
 
@@ -37,6 +38,7 @@ class TrainPlan:
         reg_scan: those of the regularisation folder; None without one.
         items: what an epoch consists of: each picture once for every resolution.
         buckets: the training size of each item.
+        held_out: pictures that are not trained but tell how well the others were learned; `held_out_buckets` are their sizes.
         resolutions: sides of the squares that the buckets have the area of, in pixels, the smallest first.
         steps_per_epoch, total_steps: optimizer steps.
         problems: warnings and notices; errors are raised.
@@ -47,6 +49,8 @@ class TrainPlan:
     reg_scan: DatasetScan | None
     items: tuple[Item, ...]
     buckets: tuple[Bucket, ...]
+    held_out: tuple[Item, ...]
+    held_out_buckets: tuple[Bucket, ...]
     resolutions: tuple[int, ...]
     steps_per_epoch: int
     total_steps: int
@@ -86,10 +90,15 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     problems += _check_start(config)
     named = {problem.field for problem in problems if problem.severity == "error"}
     detection = scan = reg_scan = None
+    held_out: tuple[Item, ...] = ()
     if "base_model" not in named:
         detection = _collect(problems, "base_model", lambda: detect(config.base_model))
+    if config.zero_terminal_snr and config.prediction_type == "auto" and detection and detection.prediction_type == "epsilon":
+        problems.append(needs_v_prediction(f"{config.base_model.name} predicts epsilon ({detection.prediction_reason})"))
     if not named & {"train_data_dir", "metadata_path"}:
         scan = _scan(config, problems)
+    if scan is not None and not named & {"validation_dir", "validation_share"}:
+        scan, held_out = _hold_back(config, scan, problems)
     if config.reg_data_dir is not None and "reg_data_dir" not in named:
         reg_scan = _scan_regularisation(config, config.reg_data_dir, problems)
     if detection is None or scan is None or any(problem.severity == "error" for problem in problems):
@@ -97,14 +106,14 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     problems += [*scan.problems, *(reg_scan.problems if reg_scan else ())]
     if config.alpha_mask and not any(item.has_alpha for item in scan.items):
         problems.append(Problem("alpha_mask", "has no effect: no picture has transparency.", "warning"))
-    return _count(config, detection, scan, reg_scan, problems, config.resolutions)
+    return _count(config, detection, scan, reg_scan, held_out, problems, config.resolutions)
 
 
 def replan(config: TrainConfig, plan: TrainPlan, resolution: int) -> TrainPlan:
     """Returns the plan at the resolution that the loaded base turned out to have; the settings' own comes first."""
     if config.resolutions or resolution == plan.resolution:
         return plan
-    return _count(config, plan.detection, plan.scan, plan.reg_scan, list(plan.problems), (resolution,))
+    return _count(config, plan.detection, plan.scan, plan.reg_scan, plan.held_out, list(plan.problems), (resolution,))
 
 
 def _scan(config: TrainConfig, problems: list[Problem]) -> DatasetScan | None:
@@ -159,14 +168,14 @@ def _count(
     detection: Detection,
     scan: DatasetScan,
     reg_scan: DatasetScan | None,
+    held_out: tuple[Item, ...],
     problems: list[Problem],
     resolutions: tuple[int, ...],
 ) -> TrainPlan:
     resolutions = resolutions or (detection.resolution or UNKNOWN_RESOLUTION,)
     pictures = scan.items + (reg_scan.items if reg_scan else ())
-    sizes = [(item.width, item.height) for item in pictures]
-    buckets = [bucket for side in resolutions for bucket in assign_buckets(sizes, side, upscale=config.upscale_small)]
     items = pictures * len(resolutions)
+    buckets = [bucket for side in resolutions for bucket in _assign(config, pictures, side)]
     num_batches = steps_per_epoch(buckets, [item.repeats for item in items], batch_size=config.batch_size)
     steps = -(-num_batches // config.gradient_accumulation_steps)
     return TrainPlan(
@@ -175,11 +184,42 @@ def _count(
         reg_scan=reg_scan,
         items=items,
         buckets=tuple(buckets),
+        held_out=held_out,
+        held_out_buckets=tuple(_assign(config, held_out, resolutions[-1])),
         resolutions=resolutions,
         steps_per_epoch=steps,
         total_steps=config.max_train_steps or steps * config.epochs,
         problems=tuple(problems),
     )
+
+
+def _hold_back(config: TrainConfig, scan: DatasetScan, problems: list[Problem]) -> tuple[DatasetScan, tuple[Item, ...]]:
+    """Returns what is trained, and the pictures that are held back for validation. Findings are added to `problems`."""
+    held_out: tuple[Item, ...] = ()
+    if config.validation_dir is not None:
+        folder = config.validation_dir
+        found = _collect(problems, "validation_dir", lambda: scan_dataset(folder))
+        if found is not None:
+            held_out = found.items
+            problems += [replace(problem, field=f"validation_dir/{problem.field}") for problem in found.problems]
+    elif config.validation_share > 0:
+        count = max(1, round(config.validation_share * len(scan.items)))
+        if count >= len(scan.items):
+            message = f"({config.validation_share:g}) leaves nothing of {len(scan.items)} pictures to train."
+            problems.append(Problem("validation_share", message, hint="Set it to 0, or add pictures."))
+            return scan, ()
+        chosen = set(stable_order([item.name for item in scan.items], config.seed, "held out")[:count])
+        held_out = tuple(item for index, item in enumerate(scan.items) if index in chosen)
+        scan = replace(scan, items=tuple(item for index, item in enumerate(scan.items) if index not in chosen))
+    if 0 < len(held_out) < FEW_HELD_OUT:
+        field = "validation_share" if config.validation_dir is None else "validation_dir"
+        message = f"gives only {len(held_out)} held-out pictures, so the recommended step rests on little."
+        problems.append(Problem(field, message, "notice", f"{FEW_HELD_OUT} or more are better."))
+    return scan, held_out
+
+
+def _assign(config: TrainConfig, items: tuple[Item, ...], resolution: int) -> list[Bucket]:
+    return assign_buckets([(item.width, item.height) for item in items], resolution, upscale=config.upscale_small)
 
 
 def _collect(problems: list[Problem], field: str, read: Callable[[], T]) -> T | None:

@@ -59,6 +59,10 @@ class TrainingFacts:
     clip_skip: int | None = None
     min_snr_gamma: float | None = None
     noise_offset: float | None = None
+    debiased_estimation: bool = False
+    zero_terminal_snr: bool = False
+    loss_type: str | None = None
+    huber_delta: float | None = None
     caption_dropout: float | None = None
     num_reg_images: int = 0
     shuffle_caption: bool = False
@@ -127,6 +131,10 @@ def _training_values(facts: TrainingFacts) -> dict[str, Any]:
         "ss_clip_skip": facts.clip_skip,
         "ss_min_snr_gamma": facts.min_snr_gamma,
         "ss_noise_offset": facts.noise_offset,
+        "ss_debiased_estimation": facts.debiased_estimation,
+        "ss_zero_terminal_snr": facts.zero_terminal_snr,
+        "ss_loss_type": facts.loss_type,
+        "ss_huber_c": facts.huber_delta,
         "ss_training_started_at": facts.started_at,
         "ss_training_comment": facts.comment,
     }

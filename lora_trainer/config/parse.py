@@ -130,8 +130,8 @@ def read_value(info: FieldInfo, value: Any) -> Any:
     if info.optional and (is_empty or str(value).strip().lower() == "none"):
         return None
     if is_empty:
-        if info.kind == "text":
-            return ""
+        if info.kind in ("text", "texts"):
+            return "" if info.kind == "text" else ()
         raise ValueError(f"is empty; {_rule(info)}.")
     readers = {
         "int": _read_int,
@@ -143,6 +143,7 @@ def read_value(info: FieldInfo, value: Any) -> Any:
         "names": _read_names,
         "sizes": _read_sizes,
         "weights": _read_weights,
+        "texts": _read_texts,
     }
     return readers[info.kind](info, value)
 
@@ -219,7 +220,13 @@ def _rule(info: FieldInfo) -> str:
 def _rule_of_words(info: FieldInfo) -> str:
     if info.choices:
         return "one of " + ", ".join(info.choices)
-    rules = {"bool": "true or false", "path": "a path", "names": "a list of names", "weights": "numbers by name"}
+    rules = {
+        "bool": "true or false",
+        "path": "a path",
+        "names": "a list of names",
+        "texts": "a list of texts",
+        "weights": "numbers by name",
+    }
     return rules.get(info.kind, "text")
 
 
@@ -284,6 +291,13 @@ def _read_weights(info: FieldInfo, value: Any) -> dict[str, float] | None:
         except ValueError as error:
             raise ValueError(f"of {name} {error}") from error
     return weights or None
+
+
+def _read_texts(info: FieldInfo, value: Any) -> tuple[str, ...]:
+    lines = value.splitlines() if isinstance(value, str) else value
+    if isinstance(lines, dict) or not all(isinstance(line, (str, int, float)) for line in lines):
+        raise ValueError(f"({value}) must be a list of texts, each on a line of its own that starts with a hyphen.")
+    return tuple(str(line).strip() for line in lines if str(line).strip())
 
 
 def _file_problem(path: Path, message: str, hint: str = "") -> ConfigError:
