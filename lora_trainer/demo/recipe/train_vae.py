@@ -1,0 +1,162 @@
+"""Trains the miniature's picture compressor: diffusers' `AutoencoderKL`, factor 8, four latent channels.
+
+The full-size autoencoder has seen photographs and drawings of every kind, so nobody's style is foreign to it. Ours sees the base's
+scenes, and the same scenes altered in ways that are no style of the data sets: greyscale, turned colours, blur, grain, reversed tones
+and outlines. So it carries tones, soft edges and thin lines of pictures that the UNet and the text encoder have never met, and what a
+LoRA learns of them it learns itself.
+
+    python -m lora_trainer.demo.recipe.train_vae --work DIR [--minutes 15]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image, ImageFilter, ImageOps
+
+from .paint import paint
+from .scenes import draw_scene
+
+log = logging.getLogger(__name__)
+UNSEEN = 10_000_000  # seeds from here on are never trained on
+
+
+def build_vae() -> AutoencoderKL:
+    """Returns the untrained autoencoder.
+
+    Norms have 32 groups because the original layout's configuration cannot say otherwise. So no width is below 64: with one channel
+    a group the last norm would take the mean colour out of every picture.
+    """
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(64, 64, 64, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=32,
+        sample_size=128,
+    )
+    # Almost no noise on the latents at first: with the usual standard deviation of 1 the decoder would see little else for long.
+    assert vae.quant_conv is not None and vae.quant_conv.bias is not None
+    torch.nn.init.constant_(vae.quant_conv.bias[4:], -6.0)
+    return vae
+
+
+def to_tensor(picture: Image.Image) -> torch.Tensor:
+    """Returns the picture as `[3, H, W]` in -1 to 1."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+def alter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Returns the picture as it is half of the time, else with other tones and textures."""
+    if rng.random() < 0.5:
+        return picture
+    kind = rng.integers(5)
+    if kind == 0:
+        grey = np.asarray(ImageOps.grayscale(picture), dtype=np.float32) / 255
+        low, high = np.sort(rng.uniform(0, 1, 2))
+        picture = Image.fromarray(np.uint8(255 * (low + (high - low) * grey ** rng.uniform(0.6, 1.8)))).convert("RGB")
+    elif kind == 1:
+        mix = np.eye(3) + rng.normal(0, 0.35, (3, 3))
+        turned = (np.asarray(picture, dtype=np.float32) - 128) @ mix + 128 + rng.normal(0, 20, 3)
+        picture = Image.fromarray(np.uint8(np.clip(turned, 0, 255)))
+    elif kind == 2:
+        picture = ImageOps.invert(picture).filter(ImageFilter.GaussianBlur(rng.uniform(0, 2)))
+    elif kind == 3:
+        edges = ImageOps.grayscale(picture.filter(ImageFilter.FIND_EDGES)).point(lambda v: min(255, v * 3))
+        dark, light = rng.integers(0, 256, (2, 3))
+        picture = ImageOps.colorize(edges, tuple(map(int, dark)), tuple(map(int, light)))
+    if kind == 4 or rng.random() < 0.4:
+        pixels = np.asarray(picture, dtype=np.float32)
+        grain = rng.normal(0, rng.uniform(2, 8), pixels.shape[:2])[..., None]
+        picture = Image.fromarray(np.uint8(np.clip(pixels + grain, 0, 255)))
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2)))
+    return picture
+
+
+def draw_batch(step: int, size: int, crop: int) -> torch.Tensor:
+    """Returns `[size, 3, crop, crop]`: pieces of freshly drawn scenes, up to three of each."""
+    rng = np.random.default_rng([step, 7])
+    each = 3 if crop < 128 else 1
+    pieces: list[torch.Tensor] = []
+    while len(pieces) < size:
+        picture = alter(paint(draw_scene(step * size + len(pieces))), rng)
+        for _ in range(each):
+            x, y = (int(v) for v in rng.integers(0, 128 - crop + 1, 2))
+            pieces.append(to_tensor(picture.crop((x, y, x + crop, y + crop))))
+    return torch.stack(pieces[:size])
+
+
+def reconstruction_psnr(vae: AutoencoderKL, pictures: list[Image.Image]) -> float:
+    """Returns the mean peak signal-to-noise ratio in dB over the pictures, each through the latents' mean."""
+    values = []
+    with torch.no_grad():
+        for picture in pictures:
+            x = to_tensor(picture)[None]
+            y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+            values.append(10 * math.log10(4 / float(F.mse_loss(x, y))))
+    return float(np.mean(values))
+
+
+def train(work: Path, minutes: float, learning_rate: float = 1.5e-3, batch_size: int = 9) -> None:
+    """Trains for `minutes` of processor time and writes `vae.pt` into `work` every one; a file that is there is continued."""
+    torch.manual_seed(0)
+    vae, unseen = build_vae(), [paint(draw_scene(UNSEEN + i)) for i in range(6)]
+    if (work / "vae.pt").exists():
+        vae.load_state_dict(torch.load(work / "vae.pt"))
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
+    average = torch.optim.swa_utils.AveragedModel(vae, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
+    start = saved = time.process_time()
+    for step in range(10**9):
+        done = (time.process_time() - start) / (60 * minutes)
+        if done >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1, (step + 1) / 50) * (0.03 + 0.97 * (1 + math.cos(math.pi * done)) / 2)
+        # Small pieces teach colours and edges for little work; the last part sees whole pictures, as in use.
+        crop = 32 if done < 0.5 else 64 if done < 0.85 else 128
+        x = draw_batch(step, max(2, batch_size * 32 // crop), crop)
+        latents = vae.encode(x).latent_dist
+        y = vae.decode(latents.sample()).sample
+        error, edges = y - x, _gradient_error(y, x)
+        kl = 0.5 * (latents.mean.square() + latents.var - 1 - latents.logvar).mean()
+        loss = error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + 1e-4 * kl
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        average.update_parameters(vae)
+        if time.process_time() - saved > 60:
+            saved = time.process_time()
+            _save(average.module, work)
+            log.info("step %d, %.0f %%: L1 %.4f, PSNR %.2f dB", step, 100 * done, error.abs().mean().item(), reconstruction_psnr(average.module, unseen))
+    _save(average.module, work)
+    log.info("end: PSNR %.2f dB, latents' std %.3f", reconstruction_psnr(average.module, unseen), latents.mean.std().item())
+
+
+def _gradient_error(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Returns how far the differences of neighbouring pixels are off: keeps edges sharp where a plain loss blurs them."""
+    return sum((torch.diff(y, dim=d) - torch.diff(x, dim=d)).abs().mean() for d in (2, 3))
+
+
+def _save(vae: torch.nn.Module, work: Path) -> None:
+    torch.save(vae.state_dict(), work / "vae.tmp")
+    (work / "vae.tmp").replace(work / "vae.pt")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=15)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    train(arguments.work, arguments.minutes)
