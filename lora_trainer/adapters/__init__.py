@@ -1,0 +1,1 @@
+"""LoRA variants, their file for the WebUI, its self-test, and its place in the LoRA folder."""

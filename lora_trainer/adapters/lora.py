@@ -1,0 +1,165 @@
+"""LoRA (arXiv 2106.09685): PEFT puts the layers in, this file gives them their weights and names.
+
+`W x + alpha/rank * up(down(x))`, for Linear and for Conv2d (down keeps the kernel, up is 1 x 1). PEFT calls them A and B.
+The layers' names, first weights and dtype are ours, so that runs are equal under every version of PEFT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from lora_trainer.adapters.adapter import ModuleName
+from lora_trainer.errors import AdapterError
+from lora_trainer.models.family import TrainableModel
+
+PEFT_NAME = "default"
+
+
+class LoraAdapter:
+    """See `adapter.Adapter`."""
+
+    network_module = "networks.lora"
+
+    def __init__(self, parts: Mapping[str, nn.Module], layers: dict[ModuleName, Any], *, rank: int, alpha: float) -> None:
+        self.rank = rank
+        self.alpha = alpha
+        self._parts = dict(parts)
+        self._layers = layers
+
+    @classmethod
+    def inject(
+        cls, model: TrainableModel, targets: Mapping[str, list[str]], *, rank: int, alpha: float, dropout: float, seed: int
+    ) -> LoraAdapter:
+        for part in model.parts.values():
+            part.requires_grad_(False)
+        _check_targets(model.parts, targets)
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none")  # type: ignore[arg-type]
+        layers: dict[ModuleName, Any] = {}
+        parts = {part: model.parts[part] for part, names in targets.items() if names}
+        for part_name, root in parts.items():
+            for module_name, layer in _inject_part(root, targets[part_name], config):
+                name = ModuleName(part_name, module_name)
+                layers[name] = layer
+                _set_first_weights(layer, name, seed)
+        return cls(parts, layers, rank=rank, alpha=alpha)
+
+    def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
+        by_part: dict[str, list[nn.Parameter]] = {part: [] for part in self._parts}
+        for name, layer in self._layers.items():
+            by_part[name.part] += [_down(layer).weight, _up(layer).weight]
+        return by_part
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {}
+        for name, layer in self._layers.items():
+            tensors[f"{name.part}.{name.module}.down"] = _down(layer).weight.detach()
+            tensors[f"{name.part}.{name.module}.up"] = _up(layer).weight.detach()
+        return tensors
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        own = self.tensors()
+        if own.keys() != tensors.keys():
+            lacking, foreign = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+            raise AdapterError(
+                f"the saved weights are of other layers: {len(lacking)} missing (first: {lacking[:1]}), {len(foreign)} unknown "
+                f"(first: {foreign[:1]}). Continue with the target_modules that the run was started with, or begin anew."
+            )
+        for name, tensor in tensors.items():
+            if own[name].shape != tensor.shape:
+                raise AdapterError(
+                    f"the saved weight {name} has shape {list(tensor.shape)}, this run needs {list(own[name].shape)}. "
+                    "Continue with the lora_rank and base model that the run was started with, or begin anew."
+                )
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+    def host_tensors(self) -> Iterator[tuple[ModuleName, dict[str, Tensor]]]:
+        for name, layer in self._layers.items():
+            yield (
+                name,
+                {
+                    "lora_down.weight": _down(layer).weight.detach(),
+                    "lora_up.weight": _up(layer).weight.detach(),
+                    "alpha": torch.tensor(float(self.alpha)),
+                },
+            )
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        for layer in self._layers.values():
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in self._layers.values():
+                layer.enable_adapters(True)
+
+    def remove(self) -> None:
+        for name, layer in self._layers.items():
+            parent_name, _, child = name.module.rpartition(".")
+            setattr(self._parts[name.part].get_submodule(parent_name), child, layer.get_base_layer())
+        for part in self._parts.values():
+            del part.peft_config
+        self._layers = {}
+
+
+def _check_targets(parts: Mapping[str, nn.Module], targets: Mapping[str, list[str]]) -> None:
+    if not any(targets.values()):
+        raise AdapterError("no layer was chosen, so there is nothing to train. Set target_modules, for example: [attention].")
+    for part, names in targets.items():
+        if part not in parts:
+            raise AdapterError(f"the base model has no part {part!r}; its parts are {', '.join(parts)}.")
+        modules = dict(parts[part].named_modules())
+        for name in names:
+            if not isinstance(modules.get(name), nn.Linear | nn.Conv2d):
+                kind = type(modules[name]).__name__ if name in modules else "not in the model"
+                raise AdapterError(f"{part}.{name} is {kind}; a LoRA fits Linear and Conv2d layers only.")
+
+
+def _inject_part(root: nn.Module, names: list[str], config: LoraConfig) -> list[tuple[str, Any]]:
+    """Returns the new layers by name, in the module's own order."""
+    # A pattern, because PEFT would also take every module whose name ends with one of a list's names.
+    config = replace(config, target_modules="|".join(re.escape(name) for name in names))
+    wanted = set(names)
+    # PEFT draws first weights that are replaced anyway; the draws of the caller must not depend on that.
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(config, root, PEFT_NAME)
+    layers = [(name, module) for name, module in root.named_modules() if name in wanted]
+    for name, layer in layers:
+        if not hasattr(layer, "lora_A"):
+            raise AdapterError(f"PEFT left {name} ({type(layer).__name__}) without LoRA. Choose other target_modules.")
+        layer.train(layer.get_base_layer().training)
+    return layers
+
+
+def _set_first_weights(layer: Any, name: ModuleName, seed: int) -> None:
+    """Gives a layer fp32 weights: `down` uniform as `nn.Linear` would (Kaiming with a = sqrt 5), `up` zero.
+
+    The draws depend on the seed and the layer's name alone, so the choice of other layers changes nothing here.
+    """
+    digest = hashlib.sha256(f"{seed}/{name.part}/{name.module}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    device = layer.get_base_layer().weight.device
+    down, up = _down(layer), _up(layer)
+    bound = 1 / math.sqrt(math.prod(down.weight.shape[1:]))
+    first = torch.empty(down.weight.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+    down.weight = nn.Parameter(first.to(device))
+    up.weight = nn.Parameter(torch.zeros(up.weight.shape, dtype=torch.float32, device=device))
+
+
+def _down(layer: Any) -> Any:
+    return layer.lora_A[PEFT_NAME]
+
+
+def _up(layer: Any) -> Any:
+    return layer.lora_B[PEFT_NAME]

@@ -1,0 +1,379 @@
+"""Every setting, declared once: type, default, range, unit, label, help and section.
+
+The YAML keys, `--set`, the page's widgets and the documentation all come from here. A `TrainConfig` is what was asked for and is
+never changed; numbers derived from it are in `plan.TrainPlan`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+VERSION = 1
+SECTIONS = ("Data", "Base model", "LoRA", "Training", "Memory and speed", "Saving")
+PROJECTIONS_HELP = (
+    "attention, attention_ff, all_linear, or names of projections such as q_proj, v_proj. Names mean projections: "
+    "q_proj is the UNet's to_q too."
+)
+
+Kind = Literal["int", "float", "bool", "text", "path", "choice", "names"]
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """What is declared of one setting, beside its name, type and default.
+
+    Attributes:
+        kind: how its text is read.
+        label: a few words for a form.
+        help: what it does and when to change it.
+        section: one of `SECTIONS`.
+        minimum, maximum: the allowed range, both inside; None for none.
+        exclusive_minimum: whether `minimum` itself is not allowed.
+        unit: of the number, such as "pixels"; "" for none.
+        usual: what most people take, for messages.
+        choices: the allowed words of a "choice".
+        optional: whether it may be left empty (None).
+        matters: whether a change makes it another run. What only says how long, where to, or how fast, does not.
+    """
+
+    kind: Kind
+    label: str
+    help: str
+    section: str
+    minimum: float | None = None
+    maximum: float | None = None
+    exclusive_minimum: bool = False
+    unit: str = ""
+    usual: str = ""
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    matters: bool = True
+
+
+def _setting(section: str, kind: Kind, label: str, help: str, *, default: Any = MISSING, **info: Any) -> Any:
+    optional = default is None
+    metadata = {"info": FieldInfo(kind, label, help, section, optional=optional, **info)}
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+def _in_section(section: str) -> Callable[..., Any]:
+    return lambda *args, **kwargs: _setting(section, *args, **kwargs)
+
+
+_data, _model, _lora, _training, _speed, _saving = (_in_section(section) for section in SECTIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The settings of one run, as the user gave them. Build it with `parse.parse_config`, which checks every value."""
+
+    train_data_dir: Path = _data("path", "Picture folder", "Folder with the training pictures; sub-folders count too.")
+    metadata_path: Path | None = _data(
+        "path",
+        "Caption table",
+        "CSV or JSONL with file name and caption. Empty: .txt beside each picture, then a metadata file in the folder.",
+        default=None,
+    )
+    resolution: int | None = _data(
+        "int",
+        "Resolution",
+        "Side of a square picture; others get the same area. Empty: what the base was trained at.",
+        default=None,
+        minimum=64,
+        maximum=4096,
+        unit="pixels",
+        usual="512 for SD1, 768 for SD2, 1024 for SDXL",
+    )
+    upscale_small: bool = _data(
+        "bool",
+        "Enlarge small pictures",
+        "Enlarges pictures below the resolution instead of training them at their own size. Enlarged pictures teach blur.",
+        default=False,
+    )
+    shuffle_tags: bool = _data(
+        "bool", "Shuffle tags", "Puts the comma-separated parts of a caption into a new order each epoch.", default=False
+    )
+    keep_tokens: int = _data(
+        "int",
+        "Keep first tags",
+        "This many comma-separated parts stay in front when tags are shuffled: the trigger word, say.",
+        default=0,
+        minimum=0,
+        maximum=75,
+    )
+    caption_dropout: float = _data(
+        "float",
+        "Caption dropout",
+        "Share of pictures that are shown without their caption, which lets a style work without its trigger word.",
+        default=0.0,
+        minimum=0.0,
+        maximum=1.0,
+        usual="0 to 0.1",
+    )
+
+    base_model: Path = _model("path", "Base model", "The checkpoint to train on: .safetensors, .ckpt or a diffusers folder.")
+    vae: Path | None = _model("path", "VAE", "Another VAE file. Empty: the checkpoint's own.", default=None)
+    prediction_type: str = _model(
+        "choice",
+        "Prediction type",
+        "What the base predicts. auto reads it from the checkpoint and says what it found.",
+        default="auto",
+        choices=("auto", "epsilon", "v_prediction"),
+    )
+    clip_skip: int = _model(
+        "int",
+        "Clip skip",
+        "1 takes the text encoder's last layer, 2 the last but one. Use what you generate with; SDXL ignores it.",
+        default=1,
+        minimum=1,
+        maximum=12,
+        usual="1; 2 for anime bases",
+    )
+
+    adapter: str = _lora("choice", "Kind of LoRA", "lora works in every WebUI.", default="lora", choices=("lora",))
+    lora_rank: int = _lora(
+        "int",
+        "Rank",
+        "Room for what is learned: 8 for a face, 16 for a style with fine tones. More needs more memory and over-fits sooner.",
+        default=16,
+        minimum=1,
+        maximum=1024,
+        usual="8 to 64",
+    )
+    lora_alpha: float | None = _lora(
+        "float",
+        "Alpha",
+        "The LoRA acts with alpha / rank. Empty: twice the rank.",
+        default=None,
+        minimum=0,
+        exclusive_minimum=True,
+        usual="1 or 2 times the rank",
+    )
+    lora_dropout: float = _lora(
+        "float",
+        "Dropout",
+        "Share of the LoRA's inputs that are dropped while training, against over-fitting of small sets.",
+        default=0.0,
+        minimum=0.0,
+        maximum=0.95,
+        usual="0 to 0.1",
+    )
+    target_modules: tuple[str, ...] = _lora("names", "Trained layers", PROJECTIONS_HELP, default=("attention",))
+
+    batch_size: int = _training(
+        "int",
+        "Batch size",
+        "Pictures per forward. Lower it when memory runs out, and raise gradient accumulation instead.",
+        default=1,
+        minimum=1,
+        maximum=1024,
+        usual="1 to 4",
+    )
+    gradient_accumulation_steps: int = _training(
+        "int",
+        "Gradient accumulation",
+        "Batches that are added up to one step: the effect of a larger batch without its memory.",
+        default=1,
+        minimum=1,
+        maximum=1024,
+    )
+    epochs: int = _training(
+        "int",
+        "Epochs",
+        "Passes over all pictures and their repeats.",
+        default=10,
+        minimum=1,
+        maximum=100000,
+        usual="10 to 20",
+        matters=False,
+    )
+    max_train_steps: int | None = _training(
+        "int",
+        "Steps",
+        "Ends the run at this step, whatever the epochs say. Empty: by epochs.",
+        default=None,
+        minimum=1,
+        maximum=10_000_000,
+        matters=False,
+    )
+    learning_rate: float = _training(
+        "float",
+        "Learning rate",
+        "How far each step goes. Above 5e-4 most runs swing; below 2e-5 little is learned.",
+        default=1e-4,
+        minimum=0,
+        exclusive_minimum=True,
+        maximum=100,
+        usual="1e-4 to 2e-4 with AdamW",
+    )
+    unet_lr: float | None = _training(
+        "float",
+        "UNet learning rate",
+        "Empty: the learning rate. 0 leaves the UNet untouched.",
+        default=None,
+        minimum=0,
+        maximum=100,
+    )
+    text_encoder_lr: float = _training(
+        "float",
+        "Text encoder learning rate",
+        "0 leaves the text encoders untouched, which is best for styles and small sets.",
+        default=0.0,
+        minimum=0,
+        maximum=100,
+        usual="0, or a quarter to half of the learning rate",
+    )
+    optimizer: str = _training(
+        "choice", "Optimizer", "adamw is right for almost everything.", default="adamw", choices=("adamw",)
+    )
+    weight_decay: float = _training(
+        "float", "Weight decay", "Pull of the LoRA's weights towards zero.", default=0.01, minimum=0, maximum=10
+    )
+    lr_scheduler: str = _training(
+        "choice",
+        "Schedule",
+        "How the learning rate moves over the run.",
+        default="constant",
+        choices=("constant", "cosine"),
+    )
+    lr_warmup_steps: int = _training(
+        "int",
+        "Warm-up",
+        "Steps over which the learning rate rises from zero.",
+        default=0,
+        minimum=0,
+        maximum=1_000_000,
+        unit="steps",
+    )
+    max_grad_norm: float = _training(
+        "float",
+        "Gradient clipping",
+        "Longest gradient that is let through, by its norm over all LoRA weights. 0: none.",
+        default=1.0,
+        minimum=0,
+        maximum=1e6,
+    )
+    min_snr_gamma: float | None = _training(
+        "float",
+        "Min-SNR gamma",
+        "Evens out how much each noise level counts, which learns faster. Empty: off.",
+        default=None,
+        minimum=0,
+        exclusive_minimum=True,
+        maximum=1000,
+        usual="5",
+    )
+    noise_offset: float = _training(
+        "float", "Noise offset", "Helps very dark and very bright pictures.", default=0.0, minimum=0, maximum=1, usual="0 to 0.1"
+    )
+    seed: int = _training(
+        "int", "Seed", "The same seed and settings give the same LoRA.", default=42, minimum=0, maximum=2**32 - 1
+    )
+
+    device: str = _speed(
+        "text", "Device", "auto takes the GPU where there is one; else cpu, cuda, cuda:1, mps.", default="auto", matters=False
+    )
+    precision: str = _speed(
+        "choice",
+        "Precision",
+        "Of the frozen base and the arithmetic; the LoRA itself is always fp32. auto: bf16 or fp16 on a GPU, fp32 on a CPU.",
+        default="auto",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    gradient_checkpointing: bool = _speed(
+        "bool",
+        "Gradient checkpointing",
+        "Less memory for about a third more time. The result is the same.",
+        default=False,
+        matters=False,
+    )
+    encode_batch_size: int = _speed(
+        "int", "Encoding batch size", "Pictures per forward while caching.", default=1, minimum=1, maximum=256, matters=False
+    )
+    cache_dir: Path | None = _speed(
+        "path",
+        "Cache folder",
+        "Where encoded pictures and captions are kept. Empty: cache beside the run folder.",
+        default=None,
+        matters=False,
+    )
+    deterministic: bool = _speed(
+        "bool", "Deterministic", "On a GPU: the same bytes each time, somewhat slower. A CPU always is.", default=False
+    )
+
+    output_dir: Path = _saving("path", "Run folder", "Everything about this run is kept here.", matters=False)
+    output_name: str | None = _saving(
+        "text", "Name", "Name of the LoRA, as in <lora:name:0.7>. Empty: the run folder's name.", default=None
+    )
+    save_steps: int = _saving(
+        "int",
+        "Save every",
+        "A LoRA file and a state to continue from, each this many steps. 0: at the end only.",
+        default=100,
+        minimum=0,
+        maximum=1_000_000,
+        unit="steps",
+        matters=False,
+    )
+    save_precision: str = _saving(
+        "choice",
+        "File precision",
+        "Of the numbers in the LoRA file.",
+        default="fp16",
+        choices=("fp16", "bf16", "fp32"),
+        matters=False,
+    )
+    lora_dir: Path | None = _saving(
+        "path", "LoRA folder", "The finished file is copied here: the WebUI's models/Lora.", default=None, matters=False
+    )
+    trigger_words: str = _saving(
+        "text", "Trigger words", "Added to the prompt when the LoRA's card is clicked.", default="", matters=False
+    )
+    comment: str = _saving("text", "Comment", "A note kept in the file.", default="", matters=False)
+    log_with: str | None = _saving(
+        "choice",
+        "Log with",
+        "tensorboard also writes logs/ for TensorBoard.",
+        default=None,
+        choices=("tensorboard",),
+        matters=False,
+    )
+
+    @property
+    def name(self) -> str:
+        """The LoRA's name: `output_name`, else the run folder's."""
+        return self.output_name or self.output_dir.resolve().name
+
+    @property
+    def alpha(self) -> float:
+        """`lora_alpha`, else twice the rank."""
+        return self.lora_alpha if self.lora_alpha is not None else 2.0 * self.lora_rank
+
+    @property
+    def cache_folder(self) -> Path:
+        """`cache_dir`, else "cache" beside the run folder, which runs of one output folder share."""
+        return self.cache_dir or self.output_dir.resolve().parent / "cache"
+
+
+def field_infos() -> dict[str, FieldInfo]:
+    """Returns what is declared of every setting, by YAML key, in the order shown to people."""
+    return {entry.name: entry.metadata["info"] for entry in fields(TrainConfig)}
+
+
+def default_of(name: str) -> Any:
+    """Returns the default of a setting, or `dataclasses.MISSING` when it must be given."""
+    return TrainConfig.__dataclass_fields__[name].default
+
+
+def required_names() -> tuple[str, ...]:
+    """Returns the settings without a default."""
+    return tuple(name for name in field_infos() if default_of(name) is dataclasses.MISSING)
+
+
+def changed_fields(one: TrainConfig, other: TrainConfig) -> list[str]:
+    """Returns the settings that differ in two configurations and make them different runs."""
+    return [name for name, info in field_infos().items() if info.matters and getattr(one, name) != getattr(other, name)]

@@ -1,0 +1,215 @@
+"""Captions: which one a picture has, where several places tell, and how a caption varies while training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from lora_trainer.dataset.sampler import shuffled
+from lora_trainer.dataset.tables import NameIndex, Table, clean_caption, normal, read_table, read_text
+from lora_trainer.errors import DatasetError, Problem
+
+SIDECAR_SUFFIXES = (".txt", ".caption")
+TABLE_NAMES = ("metadata.jsonl", "metadata.csv")
+NUM_EXAMPLES = 3
+
+
+@dataclass
+class Captions:
+    """What was found for a set of pictures.
+
+    Attributes:
+        by_name: the caption that counts, by the picture's name; pictures without any are not in it.
+        problems: what was doubtful on the way.
+    """
+
+    by_name: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_captions(folder: Path, names: Sequence[str], files: Iterable[str], metadata_path: Path | None = None) -> Captions:
+    """Returns the captions of pictures.
+
+    Of several captions for a picture the first counts: the table at `metadata_path`, `<stem>.txt`, `<stem>.caption`,
+    `metadata.jsonl`, `metadata.csv`. Captions that disagree are a warning; empty ones do not count.
+
+    Args:
+        folder: the data set.
+        names: of the pictures, relative to the folder, with "/" between parts.
+        files: all files of the folder, named likewise.
+        metadata_path: a table that the user chose. Its names are relative to its own folder, or to `folder`.
+
+    Raises:
+        DatasetError: the table at `metadata_path` cannot be read.
+    """
+    captions = Captions()
+    sources: list[tuple[str, dict[str, str]]] = []
+    if metadata_path is not None:
+        sources.append((metadata_path.name, _match(read_table(metadata_path), metadata_path.name, names, "", captions.problems)))
+    files = list(files)
+    for suffix in SIDECAR_SUFFIXES:
+        sources.append((suffix, _read_sidecars(folder, names, files, suffix, captions.problems)))
+    for table_name in TABLE_NAMES:
+        tables = [name for name in files if PurePosixPath(name).name.lower() == table_name]
+        tables = [name for name in tables if metadata_path is None or not _is_same_file(folder / name, metadata_path)]
+        sources.append((table_name, _read_tables(folder, names, tables, captions.problems)))
+    _merge(names, sources, captions)
+    return captions
+
+
+def vary_caption(
+    caption: str,
+    rng: random.Random,
+    *,
+    shuffle: bool = False,
+    keep_tokens: int = 0,
+    tag_dropout: float = 0.0,
+    caption_dropout: float = 0.0,
+) -> str:
+    """Returns the caption as one epoch sees it; with all at their defaults, as it is written.
+
+    Args:
+        caption: tags or phrases with commas between.
+        rng: the source of chance.
+        shuffle: whether the tags change places.
+        keep_tokens: so many tags at the start are neither moved nor dropped (the trigger word).
+        tag_dropout: probability for each other tag to be left out.
+        caption_dropout: probability for the whole caption to be empty.
+    """
+    if caption_dropout > 0 and rng.random() < caption_dropout:
+        return ""
+    if not shuffle and tag_dropout <= 0:
+        return caption
+    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
+    kept, others = tags[:keep_tokens], tags[keep_tokens:]
+    others = [tag for tag in others if rng.random() >= tag_dropout]
+    return ", ".join(kept + (shuffled(others, rng) if shuffle else others))
+
+
+def _read_sidecars(folder: Path, names: Sequence[str], files: list[str], suffix: str, problems: list[Problem]) -> dict[str, str]:
+    by_stem = {_stem(name): name for name in files if PurePosixPath(name).suffix.lower() == suffix}
+    found: dict[str, str] = {}
+    users: dict[str, list[str]] = {}
+    texts: dict[str, str] = {}
+    for name in names:
+        sidecar = by_stem.get(_stem(name))
+        if sidecar is None:
+            continue
+        users.setdefault(sidecar, []).append(name)
+        if sidecar not in texts:
+            texts[sidecar] = _read_sidecar(folder / sidecar, sidecar, problems)
+        found[name] = texts[sidecar]
+    for sidecar, shared in users.items():
+        if len(shared) > 1:
+            problems.append(
+                Problem(
+                    sidecar, f"is the caption of {len(shared)} pictures: {examples(shared)}.", "warning", "Rename all but one."
+                )
+            )
+    return found
+
+
+def _read_sidecar(path: Path, name: str, problems: list[Problem]) -> str:
+    try:
+        text, encoding = read_text(path)
+    except DatasetError as error:
+        problems.append(Problem(name, str(error), "warning"))
+        return ""
+    if encoding:
+        problems.append(_encoding_notice(name, encoding))
+    return clean_caption(text)
+
+
+def _read_tables(folder: Path, names: Sequence[str], tables: list[str], problems: list[Problem]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    # The table nearest to a picture counts: those in the deepest folders come first.
+    for table in sorted(tables, key=lambda name: (-name.count("/"), name)):
+        try:
+            rows = read_table(folder / table)
+        except DatasetError as error:
+            problems.append(Problem(table, str(error), "warning"))
+            continue
+        parent = table.rpartition("/")[0]
+        for name, caption in _match(rows, table, names, parent, problems).items():
+            found.setdefault(name, caption)
+    return found
+
+
+def _match(table: Table, label: str, names: Sequence[str], parent: str, problems: list[Problem]) -> dict[str, str]:
+    """Returns the captions of a table by the names of the pictures below `parent`."""
+    prefix = f"{parent}/" if parent else ""
+    index = NameIndex(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    best: dict[str, tuple[int, str]] = {}
+    unknown: list[str] = []
+    ambiguous: list[str] = []
+    doubled: list[str] = []
+    for row in table.rows:
+        rank, fits = index.find(row.name)
+        if len(fits) != 1:
+            (ambiguous if fits else unknown).append(row.name)
+            continue
+        earlier = best.get(fits[0])
+        if earlier and earlier[1] != row.caption:
+            doubled.append(row.name)
+        if earlier is None or rank < earlier[0]:
+            best[fits[0]] = (rank, row.caption)
+    if table.encoding:
+        problems.append(_encoding_notice(label, table.encoding))
+    for found, message, hint in (
+        (unknown, "{} name no picture", "Correct the names, or remove the rows."),
+        (ambiguous, "{} fit several pictures and were not used", "Write the name with its folder and suffix."),
+        (doubled, "{} repeat a picture with another caption; the best fit counts, then the first", "Remove all but one."),
+        (list(table.faults), "{} could not be read", "Correct the file; a caption with commas needs quotes."),
+    ):
+        if found:
+            problems.append(Problem(label, f"{message.format(_rows(len(found)))}: {examples(found)}.", "warning", hint))
+    return {prefix + name: caption for name, (_, caption) in best.items()}
+
+
+def _merge(names: Sequence[str], sources: list[tuple[str, dict[str, str]]], captions: Captions) -> None:
+    """Takes for each picture the first caption that is not empty, and warns where another one differs."""
+    differing: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        told = [(label, found[name]) for label, found in sources if found.get(name)]
+        if not told:
+            continue
+        captions.by_name[name] = told[0][1]
+        for label, caption in told[1:]:
+            if caption.split() != told[0][1].split():
+                differing.setdefault((told[0][0], label), []).append(name)
+    for (used, other), pictures in differing.items():
+        captions.problems.append(
+            Problem(
+                other,
+                f"differs from {used} for {len(pictures)} pictures: {examples(pictures)}. {used} counts.",
+                "warning",
+                "Remove the captions that are not meant.",
+            )
+        )
+
+
+def examples(names: Sequence[str]) -> str:
+    """Returns the first names for a message, and how many more there are."""
+    more = f" and {len(names) - NUM_EXAMPLES} more" if len(names) > NUM_EXAMPLES else ""
+    return ", ".join(names[:NUM_EXAMPLES]) + more
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
+
+
+def _stem(name: str) -> str:
+    return normal(str(PurePosixPath(name).with_suffix("")))
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _encoding_notice(field: str, encoding: str) -> Problem:
+    return Problem(field, f"is not UTF-8; it was read as {encoding}, this system's encoding.", "notice", "Save it as UTF-8.")

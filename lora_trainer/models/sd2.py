@@ -1,0 +1,34 @@
+"""Stable Diffusion 2: OpenCLIP-H as text encoder, its last but one layer behind the final norm, epsilon or v-prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lora_trainer.models.detect import Detection
+from lora_trainer.models.diffusion import DiffusionModel
+from lora_trainer.models.family import ModelSettings, Tensors
+from lora_trainer.models.text import OPEN_CLIP_PADDING, encode_last, keep_layers, tokenize_captions
+
+
+class StableDiffusion2(DiffusionModel):
+    """SD 2.0, 2.1 and the models made from them."""
+
+    def _prepare_text_encoders(self) -> None:
+        # Single files keep the unused last layer; diffusers folders are saved without it.
+        if self.detection.layout == "original":
+            keep_layers(self.text_encoders[0], self.facts.text_encoders[0].layers - 1, keeps_final_norm=True)
+
+    def encode_texts(self, captions: Sequence[str]) -> Tensors:
+        """Returns "text" [B, T, C]."""
+        return {"text": encode_last(self.text_encoders[0], tokenize_captions(captions, OPEN_CLIP_PADDING))}
+
+    def metadata(self) -> dict[str, str]:
+        """See `family.TrainableModel.metadata`."""
+        if self.schedule.prediction_type == "v_prediction":
+            return self.base_metadata("sd_v2_v", "stable-diffusion-v2-768-v")
+        return self.base_metadata("sd_v2", "stable-diffusion-v2-512")
+
+
+def load(settings: ModelSettings, detection: Detection) -> StableDiffusion2:
+    """Loads an SD2 base."""
+    return StableDiffusion2(settings, detection)

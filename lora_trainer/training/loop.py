@@ -1,0 +1,235 @@
+"""The training loop: one for every model family, adapter, optimizer and schedule.
+
+A step is: the batches of the step, forward and backward of each, the guard, the optimizer. What differs between runs is in the
+objects handed over; what happens at a save is the caller's.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lora_trainer.control import TrainControl
+from lora_trainer.errors import TrainingError
+from lora_trainer.events import TrainEvent
+from lora_trainer.models.family import Objective, TrainableModel
+from lora_trainer.training.feeder import Batch, Feeder
+from lora_trainer.training.precision import Precision
+from lora_trainer.training.schedules import rate_factor
+from lora_trainer.training.state import TrainState
+
+Outcome = Literal["finished", "stopped"]
+PAUSE_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Numbers of the loop.
+
+    Attributes:
+        total_steps: where it ends.
+        save_steps: a save each this many steps; 0 for none but the last.
+        max_grad_norm: of clipping; 0 for none.
+        schedule, warmup_steps: see `schedules.rate_factor`.
+        dropout: whether the adapter drops anything, so that its generator must be seeded.
+        max_skips: skipped steps in a row that end the run.
+    """
+
+    total_steps: int
+    save_steps: int
+    max_grad_norm: float
+    schedule: str
+    warmup_steps: int
+    dropout: bool
+    max_skips: int = 5
+
+
+@dataclass
+class StepResult:
+    """What a step found: one loss per item in the order of `names`, and the norm of the gradient before clipping."""
+
+    losses: list[float]
+    names: list[str]
+    grad_norm: float
+
+    @property
+    def loss(self) -> float:
+        return math.fsum(self.losses) / len(self.losses)
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.grad_norm) and all(map(math.isfinite, self.losses))
+
+
+class Trainer:
+    """The loop with what it works on.
+
+    Args:
+        model, parameters: the base, and the trainable weights in it.
+        optimizer: holds `parameters`, in groups that carry "base_lr".
+        feeder: gives the batches of a step.
+        precision, objective, settings: see their types.
+        state: where to begin; kept up to date.
+        control, poll: requests from outside; `poll` is called once a step to fetch them.
+        emit: takes events.
+        save: writes state and exports at the current step.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: TrainableModel,
+        parameters: list[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        feeder: Feeder,
+        precision: Precision,
+        objective: Objective,
+        settings: LoopSettings,
+        state: TrainState,
+        control: TrainControl,
+        poll: Callable[[], None],
+        emit: Callable[[TrainEvent], None],
+        save: Callable[[], None],
+    ) -> None:
+        self.model, self.parameters, self.optimizer, self.feeder = model, parameters, optimizer, feeder
+        self.precision, self.objective, self.settings, self.state = precision, objective, settings, state
+        self.control, self.poll, self.emit, self.save = control, poll, emit, save
+        self.skips_in_a_row = 0
+        self.saved_step = state.step
+
+    def run(self) -> Outcome:
+        """Trains to the last step, or until a stop is asked for; saves at the end of either.
+
+        Raises:
+            TrainingError: too many steps in a row were not finite. The weights are those before the first of them.
+        """
+        while self.state.step < self.settings.total_steps:
+            if self._is_stopped():
+                return "stopped"
+            self._take_step()
+            if self.control.take("save") or self._is_save_due():
+                self._save_once()
+        self._save_once()
+        return "finished"
+
+    def _take_step(self) -> None:
+        started = time.perf_counter()
+        step = self.state.step
+        factor = rate_factor(
+            self.settings.schedule, step, total_steps=self.settings.total_steps, warmup_steps=self.settings.warmup_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        batches = self.feeder.step_batches(step)
+        result = self._compute_gradients(batches)
+        # Only the scaled gradient overflowed: the same batch again at half the scale.
+        while not result.is_finite and all(map(math.isfinite, result.losses)) and self.precision.shrink():
+            result = self._compute_gradients(batches)
+        if result.is_finite:
+            self.optimizer.step()
+            self.precision.count_good_step()
+            self.skips_in_a_row = 0
+        else:
+            self._skip(result)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+        self._report(result, started)
+
+    def _compute_gradients(self, batches: list[Batch]) -> StepResult:
+        """Leaves the clipped gradient of the step's mean loss in the parameters. Waits for the device once, at its end."""
+        self.optimizer.zero_grad(set_to_none=True)
+        # The mean is over the items of the step, so a batch that is split or smaller than others counts by its items.
+        total_weight = sum(len(batch) for batch in batches)
+        seen = []
+        for batch in batches:
+            with seeded(batch.seed, self.precision.device, enabled=self.settings.dropout), self.precision.autocast():
+                texts = {} if batch.captions is None else self.model.encode_texts(batch.captions)
+                losses = self.model.losses(batch.tensors | texts, batch.draws, self.objective)
+            ((losses * batch.weights).sum() * (self.precision.scale / total_weight)).backward()
+            seen.append(losses.detach())
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        self.precision.unscale(gradients)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm or math.inf)
+        *values, grad_norm = torch.cat([*seen, norm.float().reshape(1)]).tolist()
+        return StepResult(values, [name for batch in batches for name in batch.names], grad_norm)
+
+    def _skip(self, result: StepResult) -> None:
+        self.state.num_skipped += 1
+        self.skips_in_a_row += 1
+        culprits = [name for name, loss in zip(result.names, result.losses, strict=True) if not math.isfinite(loss)]
+        what = f"the loss of {', '.join(culprits)}" if culprits else f"the gradient of {', '.join(result.names)}"
+        self._emit("warning", message=f"step {self.state.step + 1}: {what} is not finite; the step was skipped.")
+        if self.skips_in_a_row >= self.settings.max_skips:
+            raise TrainingError(
+                f"{self.skips_in_a_row} steps in a row gave numbers that are not finite, so the run was stopped with its last good weights. "
+                "Set precision to fp32 (or bf16 on a card that has it), or learning_rate to a third "
+                f"({self.optimizer.param_groups[0]['base_lr'] / 3:.1g}), and start again; check the pictures named above."
+            )
+
+    def _report(self, result: StepResult, started: float) -> None:
+        self._emit(
+            "step",
+            step=self.state.step,
+            epoch=round(self.state.step / self.feeder.steps_per_epoch, 3),
+            loss=result.loss if result.is_finite else None,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            grad_norm=result.grad_norm if result.is_finite else None,
+            seconds=round(time.perf_counter() - started, 4),
+            memory_gib=round(memory_in_use(self.precision.device) / 2**30, 3),
+        )
+
+    def _is_stopped(self) -> bool:
+        self.poll()
+        if self.control.is_requested("pause") and not self.control.is_requested("stop"):
+            self._pause()
+        if not self.control.is_requested("stop"):
+            return False
+        self._save_once()
+        self._emit("stopped", step=self.state.step)
+        return True
+
+    def _pause(self) -> None:
+        self._save_once()
+        self._emit("paused", step=self.state.step)
+        while self.control.is_requested("pause") and not self.control.is_requested("stop"):
+            time.sleep(PAUSE_POLL_SECONDS)
+            self.poll()
+
+    def _is_save_due(self) -> bool:
+        return self.settings.save_steps > 0 and self.state.step % self.settings.save_steps == 0
+
+    def _save_once(self) -> None:
+        if self.saved_step != self.state.step:
+            self.save()
+            self.saved_step = self.state.step
+
+    def _emit(self, kind: str, **data: Any) -> None:
+        self.emit(TrainEvent(kind, data))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device, *, enabled: bool) -> Iterator[None]:
+    """Within it, torch's global generators start at `seed`; afterwards they are as they were, since a host uses them too."""
+    if not enabled:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Returns the peak of the device's allocated memory in bytes; on a CPU the memory of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

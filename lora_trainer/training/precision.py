@@ -1,0 +1,74 @@
+"""Number formats: which one a device gets, autocast, and the loss scale of fp16.
+
+The frozen base is held and computed in the chosen format; LoRA weights, gradients and optimizer state are always fp32.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device of a name; "auto" is the first CUDA (or ROCm) GPU, else Apple's, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Returns "fp32", "bf16" or "fp16"; "auto" is bf16 on a GPU that computes in it, fp16 on other CUDA GPUs, else fp32."""
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 or torch.version.hip else "fp16"
+
+
+class Precision:
+    """Autocast and loss scale of one run.
+
+    Args:
+        name: "fp32", "bf16" or "fp16".
+        device: where the forward runs.
+    """
+
+    GROWTH_STEPS = 2000
+    FLOOR = 1.0
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.dtype = DTYPES[name]
+        self.device = device
+        self.scale = 65536.0 if name == "fp16" else 1.0
+        self.has_scaler = name == "fp16"
+        self.good_steps = 0
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Returns the context of the forward pass."""
+        if self.dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def unscale(self, gradients: list[Tensor]) -> None:
+        """Divides gradients by the scale, in place."""
+        if self.has_scaler:
+            torch._foreach_mul_(gradients, 1.0 / self.scale)
+
+    def shrink(self) -> bool:
+        """Halves the scale after an overflow. Returns whether it could be halved and the batch is worth repeating."""
+        if not self.has_scaler or self.scale <= self.FLOOR:
+            return False
+        self.scale, self.good_steps = self.scale / 2, 0
+        return True
+
+    def count_good_step(self) -> None:
+        """Doubles the scale after `GROWTH_STEPS` steps without overflow."""
+        self.good_steps += 1
+        if self.has_scaler and self.good_steps >= self.GROWTH_STEPS:
+            self.scale, self.good_steps = self.scale * 2, 0

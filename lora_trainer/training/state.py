@@ -1,0 +1,117 @@
+"""The resume state: one file per save, from which a run goes on as if it had never stopped.
+
+A safetensors file, so no code is run by reading it: LoRA weights, optimizer tensors, and the numbers as JSON in its metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lora_trainer.errors import TrainingError
+from lora_trainer.files import write_bytes
+
+log = logging.getLogger(__name__)
+
+KEPT_STATES = 2
+NAME = re.compile(r"step-(\d{8})\.safetensors")
+
+
+@dataclass
+class TrainState:
+    """Where a run is. Everything random is keyed by the step, so no generator is kept.
+
+    Attributes:
+        step: steps taken, skipped ones included: the position in the plan.
+        num_skipped: steps that did not change the weights, because loss or gradient was not finite.
+        loss_scale, good_steps: of fp16's scaler.
+        item_losses: by picture, the sum of its losses in the current epoch and their count; and of the epoch before.
+    """
+
+    step: int = 0
+    num_skipped: int = 0
+    loss_scale: float = 1.0
+    good_steps: int = 0
+    item_losses: dict[str, list[float]] = field(default_factory=dict)
+
+
+def save_state(folder: Path, state: TrainState, lora: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> Path:
+    """Writes a state whole, reads it back, and only then deletes all but the newest two.
+
+    Raises:
+        TrainingError: what was read back differs from what was written; the older states are kept.
+        OSError: it could not be written; the older states are kept.
+    """
+    tensors, numbers = _flatten_optimizer(optimizer.state_dict())
+    tensors |= {f"lora.{name}": tensor for name, tensor in lora.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"state": json.dumps(asdict(state)), "optimizer": json.dumps(numbers)}
+    data = safetensors.torch.save(tensors, metadata)
+    path = write_bytes(folder / f"step-{state.step:08d}.safetensors", data)
+    if hashlib.sha256(path.read_bytes()).digest() != hashlib.sha256(data).digest():
+        raise TrainingError(f"{path} does not hold what was written to it; the disk may be failing. The older state is kept.")
+    for old in _list_states(folder)[KEPT_STATES:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_state(folder: Path) -> tuple[TrainState, dict[str, Tensor], dict[str, Any]] | None:
+    """Returns the newest readable state: numbers, LoRA tensors and the optimizer's state dict; None where there is none."""
+    for path in _list_states(folder):
+        try:
+            # From bytes, not mapped: Windows could not replace a mapped file.
+            data = path.read_bytes()
+            tensors = safetensors.torch.load(data)
+            metadata = _read_metadata(data)
+            state = TrainState(**json.loads(metadata["state"]))
+            optimizer = _unflatten_optimizer(tensors, json.loads(metadata["optimizer"]))
+        except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+            log.warning("%s cannot be read (%s); the state before it is taken.", path, error)
+            continue
+        lora = {name.removeprefix("lora."): tensor for name, tensor in tensors.items() if name.startswith("lora.")}
+        return state, lora, optimizer
+    return None
+
+
+def _list_states(folder: Path) -> list[Path]:
+    """Returns the state files, newest step first."""
+    found = [path for path in folder.glob("step-*.safetensors") if NAME.fullmatch(path.name)]
+    return sorted(found, reverse=True)
+
+
+def _read_metadata(data: bytes) -> dict[str, str]:
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return metadata
+
+
+def _flatten_optimizer(state_dict: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Splits an optimizer's state dict into tensors by "optimizer.<index>.<key>" and everything else as JSON values."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, values in state_dict["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value.clone()
+            else:
+                numbers.setdefault(str(index), {})[key] = value
+    return tensors, {"numbers": numbers, "param_groups": state_dict["param_groups"]}
+
+
+def _unflatten_optimizer(tensors: dict[str, Tensor], saved: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in saved["numbers"].items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    return {"state": state, "param_groups": saved["param_groups"]}
