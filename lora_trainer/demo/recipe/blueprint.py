@@ -44,7 +44,14 @@ class _Sheet:
             x, y, s = layout.boat
             self._shape([(x, y - s * 1.2), (x + s * 0.62, y - s * 0.3), (x - s * 0.5, y - s * 0.3)])
             self._line([(x, y - s * 1.2), (x, y - s * 0.2)])
-            self._shape([(x - s * 0.6, y - s * 0.22), (x + s * 0.6, y - s * 0.22), (x + s * 0.4, y + s * 0.06), (x - s * 0.4, y + s * 0.06)])
+            self._shape(
+                [
+                    (x - s * 0.6, y - s * 0.22),
+                    (x + s * 0.6, y - s * 0.22),
+                    (x + s * 0.4, y + s * 0.06),
+                    (x - s * 0.4, y + s * 0.06),
+                ]
+            )
         if layout.house:
             self._house(*layout.house)
         for tree in layout.trees:

@@ -1,7 +1,7 @@
 """Draws the demo's data sets for LoRA training: two styles and one object that the base has never seen.
 
-Each has 24 pictures with captions of which some are wrong on purpose, as a captioner's are, so that there is something to correct, and
-8 held-out pictures with right captions.
+Each has 24 pictures with captions of which some are wrong on purpose, as a captioner's are, so that there is something to
+correct, and 8 held-out pictures with right captions.
 
     python -m lora_trainer.demo.recipe.datasets [--into DIR]
 """
@@ -48,13 +48,21 @@ def say(name: str, scene: Scene) -> str:
     if name == "balloon":
         return text
     text = re.sub(r" with a (red|blue|yellow) roof", "", text)
-    return re.sub(r"\ban? (red|white|yellow|orange|green) (boat|field)", r"a \2", re.sub(r"(blue|purple|green) (mountains|hills)", r"\2", text))
+    return re.sub(
+        r"\ban? (red|white|yellow|orange|green) (boat|field)",
+        r"a \2",
+        re.sub(r"(blue|purple|green) (mountains|hills)", r"\2", text),
+    )
 
 
 def say_wrongly(name: str, scene: Scene, rng: np.random.Generator) -> str:
     """Returns a caption with one mistake: a thing missed, a wrong time, a colour that is not there, or the object misnamed."""
     if name == "balloon":
-        return caption(replace(scene, balloon=False)) if rng.random() < 0.5 else say(name, scene).replace("striped balloon", "red circle")
+        return (
+            caption(replace(scene, balloon=False))
+            if rng.random() < 0.5
+            else say(name, scene).replace("striped balloon", "red circle")
+        )
     mistake = int(rng.integers(3))
     if mistake == 0:
         return caption(scene)

@@ -1,6 +1,6 @@
-"""Writes what was trained as the files that ship: one checkpoint in the original layout with its yaml, a CLIP folder, the captioner.
+"""Writes what was trained as the files that ship: a checkpoint in the original layout with its yaml, a CLIP folder, a captioner.
 
-    python -m lora_trainer.demo.recipe.export --work DIR [--into DIR]
+python -m lora_trainer.demo.recipe.export --work DIR [--into DIR]
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from transformers.models.blip.modeling_blip import BlipForConditionalGeneration
 from lora_trainer.models.convert import clip_to_original, unet_to_original, vae_to_original
 from lora_trainer.models.sizes import TextSizes, UNetSizes, VaeSizes
 
-from .train_base import TOKENIZER, build_schedule, build_text_encoder, build_unet
+from .train_base import build_schedule, build_text_encoder, build_unet
 from .train_captioner import write_tokenizer
 from .train_vae import build_vae
 
 DEMO = Path(__file__).parents[1]
+TOKENIZER = DEMO.parent / "models" / "clip_tokenizer"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -112,7 +113,15 @@ def write_clip_folder(folder: Path) -> None:
     """Writes the text encoder's configuration and CLIP's vocabulary, without weights: those are in the checkpoint."""
     shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
     config = build_text_encoder().config.to_dict()
-    wanted = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "projection_dim")
+    wanted = (
+        "model_type",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "projection_dim",
+    )
     wanted += ("max_position_embeddings", "hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
     content = {"architectures": ["CLIPTextModel"]} | {name: config[name] for name in wanted}
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")

@@ -1,7 +1,7 @@
 """The first unseen style: the scenes as monochrome ink wash, in the spirit of shuimo.
 
-One ink in many tones on paper: washes that fade into mist, dry brush that lets the paper through, dabs for leaves, white space for
-water and sky. The picture is kept as ink density until the end and then laid over paper.
+One ink in many tones on paper: washes that fade into mist, dry brush that lets the paper through, dabs for leaves, white
+space for water and sky. The picture is kept as ink density until the end and then laid over paper.
 """
 
 from __future__ import annotations
@@ -142,14 +142,23 @@ class _Sheet:
         self._lift(inside)
         wash = (0.1 if snow else 0.42) * np.exp(-np.clip(below, 0, None) / 0.09) * (0.4 + 0.9 * self._noise(9, 14))
         self._add(inside * wash)
-        self._add((0.4 if snow else 0.75) * self._stroke(np.stack([self.x[0], edge[0]], 1)[:: self.side // 40], 0.016) * self._dry(60, 40, 0.5))
+        self._add(
+            (0.4 if snow else 0.75)
+            * self._stroke(np.stack([self.x[0], edge[0]], 1)[:: self.side // 40], 0.016)
+            * self._dry(60, 40, 0.5)
+        )
         for _ in range(4 if snow else 14):
             x, drop = self.rng.uniform(0, 1), self.rng.uniform(0.0, 0.14)
             y = float(np.interp(x, bank[:, 0], bank[:, 1])) + drop
             self._add(self.rng.uniform(0.35, 0.8) * self._stroke([(x - 0.012, y), (x + 0.012, y - 0.003)], 0.014))
 
     def _boat(self, x: float, y: float, size: float) -> None:
-        hull = [(x - size * 0.62, y - size * 0.2), (x - size * 0.2, y - size * 0.02), (x + size * 0.3, y - size * 0.03), (x + size * 0.62, y - size * 0.22)]
+        hull = [
+            (x - size * 0.62, y - size * 0.2),
+            (x - size * 0.2, y - size * 0.02),
+            (x + size * 0.3, y - size * 0.03),
+            (x + size * 0.62, y - size * 0.22),
+        ]
         sail = [(x, y - size * 1.2), (x + size * 0.6, y - size * 0.32), (x - size * 0.45, y - size * 0.3)]
         mask = self._polygon(sail)
         self._lift(mask)
@@ -169,20 +178,31 @@ class _Sheet:
         roof = self._polygon([(x - w * 1.35, y - h * 0.95), (x, y - h - size * 0.52), (x + w * 1.35, y - h * 0.95)], 0.004)
         self._lift(roof)
         self._add(0.85 * roof * (0.7 + 0.4 * self._noise(40, 12)))
-        self._add(0.8 * self._polygon([(x - w * 0.2, y - h * 0.55), (x + w * 0.2, y - h * 0.55), (x + w * 0.2, y), (x - w * 0.2, y)]))
+        self._add(
+            0.8 * self._polygon([(x - w * 0.2, y - h * 0.55), (x + w * 0.2, y - h * 0.55), (x + w * 0.2, y), (x - w * 0.2, y)])
+        )
 
     def _tree(self, x: float, y: float, height: float) -> None:
         kind = self.layout.scene.trees
         lean = self.rng.uniform(-0.05, 0.05) * height
         width = height * (0.1 if kind == "pine" else 0.07)
-        self._add(0.85 * self._stroke([(x, y), (x + lean * 0.4, y - height * 0.45), (x + lean, y - height * (0.9 if kind == "pine" else 0.7))], width) * self._dry(40, 60, 0.25))
+        self._add(
+            0.85
+            * self._stroke(
+                [(x, y), (x + lean * 0.4, y - height * 0.45), (x + lean, y - height * (0.9 if kind == "pine" else 0.7))], width
+            )
+            * self._dry(40, 60, 0.25)
+        )
         if kind == "pine":
             for level in np.linspace(0.24, 0.97, 6):
                 half = (0.3 - 0.23 * level) * height * self.rng.uniform(0.9, 1.15)
                 middle = x + lean * level
                 for side in (-1, 1):
                     tip = (middle + side * half, y - level * height + 0.05 * height)
-                    self._add(self.rng.uniform(0.7, 0.95) * self._stroke([(middle, y - level * height - 0.02 * height), tip], height * 0.1))
+                    self._add(
+                        self.rng.uniform(0.7, 0.95)
+                        * self._stroke([(middle, y - level * height - 0.02 * height), tip], height * 0.1)
+                    )
             return
         count, tone = (40, 0.3) if kind == "round" else (26, 0.2)
         for _ in range(count):
@@ -192,4 +212,7 @@ class _Sheet:
             self._add(self.rng.uniform(0.3, 1.7) * tone * dab)
         if kind == "autumn":
             for side in (-0.22, 0.2):
-                self._add(0.7 * self._stroke([(x + lean * 0.4, y - height * 0.4), (x + side * height, y - height * 0.75)], height * 0.05))
+                self._add(
+                    0.7
+                    * self._stroke([(x + lean * 0.4, y - height * 0.4), (x + side * height, y - height * 0.75)], height * 0.05)
+                )

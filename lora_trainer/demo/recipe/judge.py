@@ -6,6 +6,8 @@ difference between drawn and generated edges.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,8 +27,8 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths, layers = (3, 32, 48, 64, 96), []
-        for before, after in zip(widths, widths[1:], strict=False):
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise((3, 32, 48, 64, 96)):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.shape = nn.Linear(96 * 16, len(SHAPES))

@@ -114,7 +114,7 @@ class _Canvas:
         if layout.bank is not None:
             ground = self._lit(self._vary(GROUND_COLOURS[scene.ground], 6))
             self._polygon([*layout.bank, (1, 1), (0, 1)], ground)
-            self._polygon([*(layout.bank + [0, 0.14]), (1, 1), (0, 1)], _shade(ground, 0.93))
+            self._polygon([*(layout.bank + np.array([0, 0.14])), (1, 1), (0, 1)], _shade(ground, 0.93))
 
     def _snow_caps(self, line: np.ndarray, horizon: float) -> None:
         """Paints white what lies above a wavering snow line."""
@@ -146,20 +146,35 @@ class _Canvas:
             self._tree(x, y, height)
 
     def _boat(self, x: float, y: float, size: float, colour: Colour) -> None:
-        hull = [(x - size * 0.6, y - size * 0.22), (x + size * 0.6, y - size * 0.22), (x + size * 0.4, y + size * 0.06), (x - size * 0.4, y + size * 0.06)]
+        hull = [
+            (x - size * 0.6, y - size * 0.22),
+            (x + size * 0.6, y - size * 0.22),
+            (x + size * 0.4, y + size * 0.06),
+            (x - size * 0.4, y + size * 0.06),
+        ]
         self._polygon(hull, self._lit((96, 62, 40), 0.7))
-        self._polygon([(x - 0.03 * size, y - size * 1.2), (x - 0.03 * size, y - size * 0.3), (x + size * 0.62, y - size * 0.3)], colour)
-        self._polygon([(x - 0.1 * size, y - size * 1.05), (x - 0.1 * size, y - size * 0.3), (x - size * 0.5, y - size * 0.3)], _shade(colour, 0.88))
+        self._polygon(
+            [(x - 0.03 * size, y - size * 1.2), (x - 0.03 * size, y - size * 0.3), (x + size * 0.62, y - size * 0.3)], colour
+        )
+        self._polygon(
+            [(x - 0.1 * size, y - size * 1.05), (x - 0.1 * size, y - size * 0.3), (x - size * 0.5, y - size * 0.3)],
+            _shade(colour, 0.88),
+        )
 
     def _house(self, x: float, y: float, size: float, roof: Colour) -> None:
         wall = self._lit((246, 236, 214))
         w, h = size * 0.5, size * 0.6
         self._polygon([(x - w, y - h), (x + w, y - h), (x + w, y), (x - w, y)], wall)
         self._polygon([(x - w * 1.25, y - h), (x, y - h - size * 0.5), (x + w * 1.25, y - h)], roof)
-        self._polygon([(x - w * 0.2, y - h * 0.6), (x + w * 0.2, y - h * 0.6), (x + w * 0.2, y), (x - w * 0.2, y)], self._lit((112, 74, 50)))
+        self._polygon(
+            [(x - w * 0.2, y - h * 0.6), (x + w * 0.2, y - h * 0.6), (x + w * 0.2, y), (x - w * 0.2, y)], self._lit((112, 74, 50))
+        )
         window = (255, 222, 120) if self.layout.scene.time in ("night", "sunset") else self._lit((120, 168, 206))
         for side in (-0.62, 0.62):
-            self._polygon([(x + w * (side + dx), y - h * dy) for dx, dy in ((-0.18, 0.75), (0.18, 0.75), (0.18, 0.42), (-0.18, 0.42))], window)
+            self._polygon(
+                [(x + w * (side + dx), y - h * dy) for dx, dy in ((-0.18, 0.75), (0.18, 0.75), (0.18, 0.42), (-0.18, 0.42))],
+                window,
+            )
 
     def _tree(self, x: float, y: float, height: float) -> None:
         kind = self.layout.scene.trees or "pine"
@@ -168,7 +183,9 @@ class _Canvas:
         self._polygon([(x - w, y - height * 0.4), (x + w, y - height * 0.4), (x + w, y), (x - w, y)], trunk)
         if kind == "pine":
             for low, top, wide in ((0.2, 0.62, 0.3), (0.42, 0.82, 0.24), (0.64, 1.0, 0.17)):
-                self._polygon([(x - wide * height, y - low * height), (x, y - top * height), (x + wide * height, y - low * height)], leaf)
+                self._polygon(
+                    [(x - wide * height, y - low * height), (x, y - top * height), (x + wide * height, y - low * height)], leaf
+                )
                 leaf = _shade(leaf, 1.07)
             return
         for dx, dy, r, light in ((-0.15, 0.52, 0.19, 0.9), (0.15, 0.54, 0.19, 0.95), (0, 0.7, 0.25, 1.05)):
@@ -178,8 +195,18 @@ class _Canvas:
         """Paints a red and white striped hot-air balloon: the new object, which the base has never seen."""
         basket = self._lit((120, 80, 48), 0.6)
         for side in (-1, 1):
-            self.draw.line(self._px([(x + side * r * 0.42, y + r * 0.85), (x + side * r * 0.14, y + r * 1.5)]), fill=basket, width=SCALE)
-        self._polygon([(x - r * 0.18, y + r * 1.45), (x + r * 0.18, y + r * 1.45), (x + r * 0.14, y + r * 1.75), (x - r * 0.14, y + r * 1.75)], basket)
+            self.draw.line(
+                self._px([(x + side * r * 0.42, y + r * 0.85), (x + side * r * 0.14, y + r * 1.5)]), fill=basket, width=SCALE
+            )
+        self._polygon(
+            [
+                (x - r * 0.18, y + r * 1.45),
+                (x + r * 0.18, y + r * 1.45),
+                (x + r * 0.14, y + r * 1.75),
+                (x - r * 0.14, y + r * 1.75),
+            ],
+            basket,
+        )
         turn = np.linspace(-1, 1, 41)
         down = (turn - 0.15) / np.where(turn < 0.15, 1.15, 0.85)  # -1 at the top, 0 where it is widest, 1 at the mouth
         half = np.where(down < 0, np.sqrt(np.clip(1 - down**2, 0, 1)), 1 - 0.62 * np.abs(down) ** 1.6)

@@ -177,7 +177,9 @@ def _details(scene: Scene) -> list[str]:
     if scene.boat:
         details.append(f"{'an' if scene.boat == 'orange' else 'a'} {scene.boat} boat")
     if scene.trees:
-        details.append(f"{'an' if scene.trees == 'autumn' else 'a'} {scene.trees} tree" if scene.num_trees == 1 else f"{scene.trees} trees")
+        details.append(
+            f"{'an' if scene.trees == 'autumn' else 'a'} {scene.trees} tree" if scene.num_trees == 1 else f"{scene.trees} trees"
+        )
     if scene.house:
         details.append(f"a house with a {scene.house} roof")
     if scene.light:
@@ -216,9 +218,13 @@ def _place_things(layout: Layout, rng: np.random.Generator) -> Layout:
     scene, horizon = layout.scene, layout.horizon
     slots = list(rng.permutation([0.14, 0.38, 0.62, 0.86]) + rng.uniform(-0.05, 0.05, 4))
     if scene.light:
-        layout = replace(layout, light=(float(rng.uniform(0.15, 0.85)), float(rng.uniform(0.12, 0.26)), float(rng.uniform(0.055, 0.085))))
+        layout = replace(
+            layout, light=(float(rng.uniform(0.15, 0.85)), float(rng.uniform(0.12, 0.26)), float(rng.uniform(0.055, 0.085)))
+        )
     if scene.balloon:
-        layout = replace(layout, balloon=(float(rng.uniform(0.25, 0.75)), float(rng.uniform(0.25, 0.36)), float(rng.uniform(0.17, 0.22))))
+        layout = replace(
+            layout, balloon=(float(rng.uniform(0.25, 0.75)), float(rng.uniform(0.25, 0.36)), float(rng.uniform(0.17, 0.22)))
+        )
     if scene.house:
         x = float(slots.pop())
         layout = replace(layout, house=(x, _base_y(layout, x, rng), float(rng.uniform(0.16, 0.22))))
@@ -249,7 +255,9 @@ def _bank(rng: np.random.Generator, y: float, height: float) -> np.ndarray:
 
 def _clouds(rng: np.random.Generator, horizon: float) -> tuple[tuple[float, float, float], ...]:
     count = int(rng.integers(0, 3))
-    return tuple((float(rng.uniform(0, 1)), float(rng.uniform(0.08, horizon - 0.25)), float(rng.uniform(0.1, 0.17))) for _ in range(count))
+    return tuple(
+        (float(rng.uniform(0, 1)), float(rng.uniform(0.08, horizon - 0.25)), float(rng.uniform(0.1, 0.17))) for _ in range(count)
+    )
 
 
 def _ridges(rng: np.random.Generator, kind: str, horizon: float) -> tuple[np.ndarray, ...]:
@@ -272,7 +280,9 @@ def _peaks(rng: np.random.Generator, base: float, height: float) -> np.ndarray:
     """Returns a jagged line: a few peaks with valleys between them, roughened by midpoint displacement."""
     count = int(rng.integers(2, 4))
     inner = (np.arange(2 * count - 1) + 1) / (2 * count) + rng.uniform(-0.04, 0.04, 2 * count - 1)
-    heights = np.where(np.arange(2 * count - 1) % 2 == 0, rng.uniform(0.65, 1.0, 2 * count - 1), rng.uniform(0.15, 0.45, 2 * count - 1))
+    heights = np.where(
+        np.arange(2 * count - 1) % 2 == 0, rng.uniform(0.65, 1.0, 2 * count - 1), rng.uniform(0.15, 0.45, 2 * count - 1)
+    )
     line = np.array([(0.0, rng.uniform(0.1, 0.5)), *zip(inner, heights, strict=True), (1.0, rng.uniform(0.1, 0.5))])
     for roughness in (0.07, 0.035):
         middle = (line[:-1] + line[1:]) / 2
@@ -288,7 +298,9 @@ def shape_points(name: str, x: float, y: float, radius: float, angle: float) -> 
     if name == "circle":
         outline = np.stack([np.sin(turn), -np.cos(turn)], 1)
     elif name == "heart":
-        outline = np.stack([np.sin(turn) ** 3, -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)) / 16], 1)
+        outline = np.stack(
+            [np.sin(turn) ** 3, -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)) / 16], 1
+        )
         outline = outline * 1.08 - [0, 0.08]
     elif name == "star":
         tips = np.arange(10) * np.pi / 5
@@ -299,7 +311,9 @@ def shape_points(name: str, x: float, y: float, radius: float, angle: float) -> 
         outline = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.84
     else:
         a, b = 0.34, 1.0
-        outline = np.array([(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)])
+        outline = np.array(
+            [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+        )
     cos, sin = np.cos(angle), np.sin(angle)
     turned = outline @ np.array([[cos, sin], [-sin, cos]]) * radius + [x, y]
     return [(float(px), float(py)) for px, py in turned]

@@ -1,7 +1,7 @@
 """Trains the miniature's denoiser and text encoder together, from nothing, on latents of drawn scenes.
 
-Stable Diffusion 1's own classes, structure and noise schedule with small widths. As the large one was, it is trained at half the size
-first (8 x 8 latents cost a quarter), where it learns words, colours and places, and then at full size.
+Stable Diffusion 1's own classes, structure and noise schedule with small widths. As the large one was, it is trained at half the
+size first (8 x 8 latents cost a quarter), where it learns words, colours and places, and then at full size.
 
     python -m lora_trainer.demo.recipe.train_base --work DIR [--minutes 50]
 
@@ -24,16 +24,16 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
-from transformers import CLIPTokenizer
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
+
+from lora_trainer.models.text import CLIP_PADDING, tokenize_captions
 
 from .paint import paint
 from .scenes import caption, draw_scene
 from .train_vae import build_vae, to_tensor
 
 log = logging.getLogger(__name__)
-TOKENIZER = Path(__file__).parents[2] / "models" / "clip_tokenizer"
 CAPTIONS_PER_SCENE = 4
 PROMPTS = (
     "a red circle on a white background",
@@ -88,13 +88,18 @@ def _final_norm(encoder: CLIPTextModel) -> str:
 def build_schedule() -> DDIMScheduler:
     """Returns Stable Diffusion 1's schedule."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
 
 
-def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
-    """Returns token ids `[B, 77]`."""
-    return tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+def tokenize(texts: list[str]) -> torch.Tensor:
+    """Returns token ids `[B, 77]`, as the LoRA training and the WebUI make them."""
+    return tokenize_captions(texts, CLIP_PADDING)[:, 0]
 
 
 def encode_scenes(vae: AutoencoderKL, count: int, size: int) -> torch.Tensor:
@@ -118,7 +123,13 @@ def load_or_encode(work: Path, vae: AutoencoderKL, count: int, size: int) -> tor
 
 
 def sample(
-    unet: UNet2DConditionModel, encoder: CLIPTextModel, vae: AutoencoderKL, ids: torch.Tensor, scale: float, seed: int = 0, steps: int = 25
+    unet: UNet2DConditionModel,
+    encoder: CLIPTextModel,
+    vae: AutoencoderKL,
+    ids: torch.Tensor,
+    scale: float,
+    seed: int = 0,
+    steps: int = 25,
 ) -> list[Image.Image]:
     """Returns one picture per row of `ids`, the last row of which is the empty prompt and gives none. Guidance 4."""
     schedule = build_schedule()
@@ -143,11 +154,10 @@ class Trainer:
         self.vae = build_vae()
         self.vae.load_state_dict(torch.load(work / "vae.pt"))
         self.vae.eval()
-        self.tokenizer = CLIPTokenizer.from_pretrained(str(TOKENIZER))
         rng = np.random.default_rng(5)
         texts = [caption(draw_scene(seed), rng) for seed in range(num_scenes) for _ in range(CAPTIONS_PER_SCENE)]
-        self.ids = tokenize(self.tokenizer, texts).view(num_scenes, CAPTIONS_PER_SCENE, 77)
-        self.empty = tokenize(self.tokenizer, [""])
+        self.ids = tokenize(texts).view(num_scenes, CAPTIONS_PER_SCENE, 77)
+        self.empty = tokenize([""])
         self.moments = {size: load_or_encode(work, self.vae, num_scenes, size) for size in (64, 128)}
         self.scale = 1 / float(self.moments[128][:, :4].std())
         self.models = torch.nn.ModuleDict({"unet": build_unet(), "encoder": build_text_encoder()})
@@ -207,7 +217,7 @@ class Trainer:
 
     def show(self, path: Path) -> None:
         """Writes a row of sampled pictures, one per prompt of `PROMPTS`."""
-        ids = tokenize(self.tokenizer, [*PROMPTS, ""])
+        ids = tokenize([*PROMPTS, ""])
         pictures = sample(self.average["unet"], self.average["encoder"], self.vae, ids, self.scale)
         row = Image.new("RGB", (128 * len(pictures), 128))
         for index, picture in enumerate(pictures):
@@ -216,7 +226,11 @@ class Trainer:
 
     def save(self) -> None:
         """Writes everything that a continued run needs, whole or not at all."""
-        state = {"models": self.models.state_dict(), "average": self.average.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {
+            "models": self.models.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
         torch.save(state | {"step": self.step, "seconds": self.seconds, "scale": self.scale}, self.work / "base.tmp")
         (self.work / "base.tmp").replace(self.work / "base.pt")
 

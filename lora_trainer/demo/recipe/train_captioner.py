@@ -46,11 +46,22 @@ def write_tokenizer(folder: Path) -> BertTokenizer:
     (folder / "vocab.txt").write_text("\n".join(word_list()) + "\n", encoding="utf-8", newline="\n")
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
     _write_json(folder / "special_tokens_map.json", special)
-    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 64, "processor_class": "BlipProcessor"}
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "model_max_length": 64,
+        "processor_class": "BlipProcessor",
+    }
     _write_json(folder / "tokenizer_config.json", settings | special | {"model_input_names": ["input_ids", "attention_mask"]})
-    picture = {"image_processor_type": "BlipImageProcessor", "processor_class": "BlipProcessor", "size": {"height": 128, "width": 128}}
+    picture = {
+        "image_processor_type": "BlipImageProcessor",
+        "processor_class": "BlipProcessor",
+        "size": {"height": 128, "width": 128},
+    }
     picture |= {"do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_convert_rgb": True}
-    _write_json(folder / "preprocessor_config.json", picture | {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    _write_json(
+        folder / "preprocessor_config.json", picture | {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    )
     return BertTokenizer.from_pretrained(str(folder))
 
 
@@ -115,7 +126,9 @@ def train(work: Path, minutes: float, learning_rate: float = 1e-3, batch_size: i
         if torch.rand(()) < 0.5:
             x = x.flip(3)  # no caption says left or right
         words = words[:, : int((words != PAD).sum(1).max())]
-        output = model(pixel_values=x, input_ids=words, attention_mask=(words != PAD).long(), labels=words.masked_fill(words == PAD, -100))
+        output = model(
+            pixel_values=x, input_ids=words, attention_mask=(words != PAD).long(), labels=words.masked_fill(words == PAD, -100)
+        )
         optimizer.zero_grad()
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,9 +1,9 @@
 """Trains the miniature's picture compressor: diffusers' `AutoencoderKL`, factor 8, four latent channels.
 
-The full-size autoencoder has seen photographs and drawings of every kind, so nobody's style is foreign to it. Ours sees the base's
-scenes, and the same scenes altered in ways that are no style of the data sets: greyscale, turned colours, blur, grain, reversed tones
-and outlines. So it carries tones, soft edges and thin lines of pictures that the UNet and the text encoder have never met, and what a
-LoRA learns of them it learns itself.
+The full-size autoencoder has seen photographs and drawings of every kind, so nobody's style is foreign to it. Ours sees the
+base's scenes, and the same scenes altered in ways that are no style of the data sets: greyscale, turned colours, blur, grain,
+reversed tones and outlines. So it carries tones, soft edges and thin lines of pictures that the UNet and the text encoder have
+never met, and what a LoRA learns of them it learns itself.
 
     python -m lora_trainer.demo.recipe.train_vae --work DIR [--minutes 15]
 """
@@ -32,8 +32,8 @@ UNSEEN = 10_000_000  # seeds from here on are never trained on
 def build_vae() -> AutoencoderKL:
     """Returns the untrained autoencoder.
 
-    Norms have 32 groups because the original layout's configuration cannot say otherwise. So no width is below 64: with one channel
-    a group the last norm would take the mean colour out of every picture.
+    Norms have 32 groups because the original layout's configuration cannot say otherwise. So no width is below 64: with one
+    channel a group the last norm would take the mean colour out of every picture.
     """
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -82,17 +82,10 @@ def alter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return picture
 
 
-def draw_batch(step: int, size: int, crop: int) -> torch.Tensor:
-    """Returns `[size, 3, crop, crop]`: pieces of freshly drawn scenes, up to three of each."""
+def draw_batch(step: int, batch_size: int, size: int) -> torch.Tensor:
+    """Returns `[B, 3, size, size]`: freshly drawn scenes, always whole, for the norms see a whole picture in use, too."""
     rng = np.random.default_rng([step, 7])
-    each = 3 if crop < 128 else 1
-    pieces: list[torch.Tensor] = []
-    while len(pieces) < size:
-        picture = alter(paint(draw_scene(step * size + len(pieces))), rng)
-        for _ in range(each):
-            x, y = (int(v) for v in rng.integers(0, 128 - crop + 1, 2))
-            pieces.append(to_tensor(picture.crop((x, y, x + crop, y + crop))))
-    return torch.stack(pieces[:size])
+    return torch.stack([to_tensor(alter(paint(draw_scene(step * batch_size + i), size), rng)) for i in range(batch_size)])
 
 
 def reconstruction_psnr(vae: AutoencoderKL, pictures: list[Image.Image]) -> float:
@@ -106,7 +99,7 @@ def reconstruction_psnr(vae: AutoencoderKL, pictures: list[Image.Image]) -> floa
     return float(np.mean(values))
 
 
-def train(work: Path, minutes: float, learning_rate: float = 1.5e-3, batch_size: int = 9) -> None:
+def train(work: Path, minutes: float, learning_rate: float = 1.5e-3, batch_size: int = 4) -> None:
     """Trains for `minutes` of processor time and writes `vae.pt` into `work` every one; a file that is there is continued."""
     torch.manual_seed(0)
     vae, unseen = build_vae(), [paint(draw_scene(UNSEEN + i)) for i in range(6)]
@@ -121,9 +114,8 @@ def train(work: Path, minutes: float, learning_rate: float = 1.5e-3, batch_size:
             break
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 50) * (0.03 + 0.97 * (1 + math.cos(math.pi * done)) / 2)
-        # Small pieces teach colours and edges for little work; the last part sees whole pictures, as in use.
-        crop = 32 if done < 0.5 else 64 if done < 0.85 else 128
-        x = draw_batch(step, max(2, batch_size * 32 // crop), crop)
+        # Scenes of half the size teach colours and edges for a quarter of the work.
+        x = draw_batch(step, batch_size, 64) if done < 0.7 else draw_batch(step, max(1, batch_size // 2), 128)
         latents = vae.encode(x).latent_dist
         y = vae.decode(latents.sample()).sample
         error, edges = y - x, _gradient_error(y, x)
@@ -137,7 +129,13 @@ def train(work: Path, minutes: float, learning_rate: float = 1.5e-3, batch_size:
         if time.process_time() - saved > 60:
             saved = time.process_time()
             _save(average.module, work)
-            log.info("step %d, %.0f %%: L1 %.4f, PSNR %.2f dB", step, 100 * done, error.abs().mean().item(), reconstruction_psnr(average.module, unseen))
+            log.info(
+                "step %d, %.0f %%: L1 %.4f, PSNR %.2f dB",
+                step,
+                100 * done,
+                error.abs().mean().item(),
+                reconstruction_psnr(average.module, unseen),
+            )
     _save(average.module, work)
     log.info("end: PSNR %.2f dB, latents' std %.3f", reconstruction_psnr(average.module, unseen), latents.mean.std().item())
 
