@@ -53,13 +53,19 @@ def build_unet() -> UNet2DConditionModel:
     Two layers a block and no attention in the deepest: the WebUI's LoRA names assume both. Widths are multiples of the first: the
     original layout's configuration knows only such.
     """
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(64, 64, 128, 128),
         layers_per_block=2,
         cross_attention_dim=128,
         attention_head_dim=4,  # the number of heads, under diffusers' historical name
     )
+    # As in the original code every residual branch starts at zero; diffusers leaves that to whoever trains from nothing.
+    for name, module in unet.named_modules():
+        if name.endswith(("conv2", "proj_out", "conv_out")):
+            for parameter in module.parameters():
+                torch.nn.init.zeros_(parameter)
+    return unet
 
 
 def build_text_encoder() -> CLIPTextModel:
@@ -102,24 +108,21 @@ def tokenize(texts: list[str]) -> torch.Tensor:
     return tokenize_captions(texts, CLIP_PADDING)[:, 0]
 
 
-def encode_scenes(vae: AutoencoderKL, count: int, size: int) -> torch.Tensor:
-    """Returns means and log variances of the first scenes' latents, `[count, 8, size/8, size/8]`, unscaled."""
-    moments = []
+def load_or_encode(work: Path, vae: AutoencoderKL, count: int) -> torch.Tensor:
+    """Returns means and log variances of the first scenes' latents, `[count, 8, 16, 16]`, unscaled; they are kept in `work`."""
+    path = work / "latents.pt"
+    if path.exists():
+        return torch.load(path)
+    parts: list[torch.Tensor] = []
     with torch.no_grad():
-        for start in range(0, count, 16):
-            pictures = torch.stack([to_tensor(paint(draw_scene(seed), size)) for seed in range(start, min(start + 16, count))])
-            moments.append(vae.encode(pictures).latent_dist.parameters)
-            if start % 1600 == 0:
-                log.info("encoded %d scenes of %d pixels", start, size)
-    return torch.cat(moments)
-
-
-def load_or_encode(work: Path, vae: AutoencoderKL, count: int, size: int) -> torch.Tensor:
-    """Returns the scenes' latents from `work`, where they are kept after the first time."""
-    path = work / f"latents-{size}.pt"
-    if not path.exists():
-        torch.save(encode_scenes(vae, count, size), path)
-    return torch.load(path)
+        for start in range(0, count, 8):
+            pictures = torch.stack([to_tensor(paint(draw_scene(seed))) for seed in range(start, min(start + 8, count))])
+            parts.append(vae.encode(pictures).latent_dist.parameters)
+            if start % 800 == 0:
+                log.info("encoded %d scenes", start)
+    moments = torch.cat(parts)
+    torch.save(moments, path)
+    return moments
 
 
 def sample(
@@ -158,8 +161,8 @@ class Trainer:
         texts = [caption(draw_scene(seed), rng) for seed in range(num_scenes) for _ in range(CAPTIONS_PER_SCENE)]
         self.ids = tokenize(texts).view(num_scenes, CAPTIONS_PER_SCENE, 77)
         self.empty = tokenize([""])
-        self.moments = {size: load_or_encode(work, self.vae, num_scenes, size) for size in (64, 128)}
-        self.scale = 1 / float(self.moments[128][:, :4].std())
+        self.moments = load_or_encode(work, self.vae, num_scenes)
+        self.scale = 1 / float(self.moments[:, :4].std())
         self.models = torch.nn.ModuleDict({"unet": build_unet(), "encoder": build_text_encoder()})
         self.average = copy.deepcopy(self.models).requires_grad_(False)
         vocabulary = [p for name, p in self.models.named_parameters() if "token_embedding" in name]
@@ -172,11 +175,13 @@ class Trainer:
         if (work / "base.pt").exists():
             self._resume(torch.load(work / "base.pt"))
 
-    def loss(self, size: int, batch_size: int, full_length: bool) -> torch.Tensor:
+    def loss(self, batch_size: int, *, half_size: bool, full_length: bool) -> torch.Tensor:
         """Returns the noise prediction's error on random scenes, weighted by min-SNR (arXiv 2303.09556, gamma 5)."""
         rows = torch.randint(len(self.ids), (batch_size,))
-        mean, logvar = self.moments[size][rows].chunk(2, dim=1)
+        mean, logvar = self.moments[rows].chunk(2, dim=1)
         latents = (mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)) * self.scale
+        if half_size:  # the latents resemble a thumbnail, so their means are those of a smaller picture
+            latents = F.avg_pool2d(latents, 2)
         ids = self.ids[rows, torch.randint(CAPTIONS_PER_SCENE, (batch_size,))]
         ids = torch.where(torch.rand(batch_size, 1) < 0.1, self.empty, ids)
         if not full_length:  # the padding at the end is cheap to learn later
@@ -196,7 +201,8 @@ class Trainer:
         while (done := self.seconds / (60 * minutes)) < 1:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate * min(1, (self.step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
-            loss = self.loss(64, 64, False) if done < 0.4 else self.loss(128, 32, done > 0.8)
+            half_size = done < 0.5
+            loss = self.loss(64 if half_size else 24, half_size=half_size, full_length=done > 0.85)
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.models.parameters(), 1.0)
@@ -246,7 +252,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=50)
-    parser.add_argument("--scenes", type=int, default=10_000)
+    parser.add_argument("--scenes", type=int, default=6_000)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     Trainer(arguments.work, arguments.scenes).train(arguments.minutes)

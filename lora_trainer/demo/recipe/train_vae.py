@@ -5,7 +5,7 @@ base's scenes, and the same scenes altered in ways that are no style of the data
 reversed tones and outlines. So it carries tones, soft edges and thin lines of pictures that the UNet and the text encoder have
 never met, and what a LoRA learns of them it learns itself.
 
-    python -m lora_trainer.demo.recipe.train_vae --work DIR [--minutes 15]
+    python -m lora_trainer.demo.recipe.train_vae --work DIR [--minutes 6] [--decoder-only]
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from .paint import paint
 from .scenes import draw_scene
+from .thumbnail import start_as_thumbnail
 
 log = logging.getLogger(__name__)
 UNSEEN = 10_000_000  # seeds from here on are never trained on
@@ -35,7 +36,7 @@ def build_vae() -> AutoencoderKL:
     Norms have 32 groups because the original layout's configuration cannot say otherwise. So no width is below 64: with one
     channel a group the last norm would take the mean colour out of every picture.
     """
-    vae = AutoencoderKL(
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(64, 64, 64, 64),
@@ -44,10 +45,6 @@ def build_vae() -> AutoencoderKL:
         norm_num_groups=32,
         sample_size=128,
     )
-    # Almost no noise on the latents at first: with the usual standard deviation of 1 the decoder would see little else for long.
-    assert vae.quant_conv is not None and vae.quant_conv.bias is not None
-    torch.nn.init.constant_(vae.quant_conv.bias[4:], -6.0)
-    return vae
 
 
 def to_tensor(picture: Image.Image) -> torch.Tensor:
@@ -82,10 +79,10 @@ def alter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return picture
 
 
-def draw_batch(step: int, batch_size: int, size: int) -> torch.Tensor:
-    """Returns `[B, 3, size, size]`: freshly drawn scenes, always whole, for the norms see a whole picture in use, too."""
+def draw_batch(step: int, batch_size: int) -> torch.Tensor:
+    """Returns `[B, 3, 128, 128]`: freshly drawn scenes, always whole, for the norms see a whole picture in use, too."""
     rng = np.random.default_rng([step, 7])
-    return torch.stack([to_tensor(alter(paint(draw_scene(step * batch_size + i), size), rng)) for i in range(batch_size)])
+    return torch.stack([to_tensor(alter(paint(draw_scene(step * batch_size + i)), rng)) for i in range(batch_size)])
 
 
 def reconstruction_psnr(vae: AutoencoderKL, pictures: list[Image.Image]) -> float:
@@ -99,23 +96,32 @@ def reconstruction_psnr(vae: AutoencoderKL, pictures: list[Image.Image]) -> floa
     return float(np.mean(values))
 
 
-def train(work: Path, minutes: float, learning_rate: float = 1.5e-3, batch_size: int = 4) -> None:
-    """Trains for `minutes` of processor time and writes `vae.pt` into `work` every one; a file that is there is continued."""
+def train(work: Path, minutes: float, *, decoder_only: bool, learning_rate: float = 5e-4, batch_size: int = 2) -> None:
+    """Trains for `minutes` of processor time and writes `vae.pt` into `work` every one; a file that is there is continued.
+
+    Args:
+        decoder_only: leaves the latents as they are, so that a denoiser trained on them stays right.
+    """
     torch.manual_seed(0)
     vae, unseen = build_vae(), [paint(draw_scene(UNSEEN + i)) for i in range(6)]
     if (work / "vae.pt").exists():
         vae.load_state_dict(torch.load(work / "vae.pt"))
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
-    average = torch.optim.swa_utils.AveragedModel(vae, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
+    else:
+        start_as_thumbnail(vae, torch.stack([to_tensor(paint(draw_scene(seed))) for seed in range(24)]))
+    if decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
+    average = torch.optim.swa_utils.AveragedModel(vae, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.98))
     start = saved = time.process_time()
     for step in range(10**9):
         done = (time.process_time() - start) / (60 * minutes)
         if done >= 1:
             break
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / 50) * (0.03 + 0.97 * (1 + math.cos(math.pi * done)) / 2)
-        # Scenes of half the size teach colours and edges for a quarter of the work.
-        x = draw_batch(step, batch_size, 64) if done < 0.7 else draw_batch(step, max(1, batch_size // 2), 128)
+            group["lr"] = learning_rate * min(1, (step + 1) / 20) * (0.03 + 0.97 * (1 + math.cos(math.pi * done)) / 2)
+        x = draw_batch(step + (5_000_000 if decoder_only else 0), batch_size)
         latents = vae.encode(x).latent_dist
         y = vae.decode(latents.sample()).sample
         error, edges = y - x, _gradient_error(y, x)
@@ -123,19 +129,14 @@ def train(work: Path, minutes: float, learning_rate: float = 1.5e-3, batch_size:
         loss = error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + 1e-4 * kl
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         average.update_parameters(vae)
         if time.process_time() - saved > 60:
             saved = time.process_time()
             _save(average.module, work)
-            log.info(
-                "step %d, %.0f %%: L1 %.4f, PSNR %.2f dB",
-                step,
-                100 * done,
-                error.abs().mean().item(),
-                reconstruction_psnr(average.module, unseen),
-            )
+            psnr = reconstruction_psnr(average.module, unseen)
+            log.info("step %d, %.0f %%: L1 %.4f, PSNR %.2f dB", step, 100 * done, error.abs().mean().item(), psnr)
     _save(average.module, work)
     log.info("end: PSNR %.2f dB, latents' std %.3f", reconstruction_psnr(average.module, unseen), latents.mean.std().item())
 
@@ -153,8 +154,9 @@ def _save(vae: torch.nn.Module, work: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--decoder-only", action="store_true")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments.work.mkdir(parents=True, exist_ok=True)
-    train(arguments.work, arguments.minutes)
+    train(arguments.work, arguments.minutes, decoder_only=arguments.decoder_only)
