@@ -96,7 +96,7 @@ def reconstruction_psnr(vae: AutoencoderKL, pictures: list[Image.Image]) -> floa
     return float(np.mean(values))
 
 
-def train(work: Path, minutes: float, *, decoder_only: bool, learning_rate: float = 5e-4, batch_size: int = 2) -> None:
+def train(work: Path, minutes: float, *, decoder_only: bool, learning_rate: float = 3e-4, batch_size: int = 2) -> None:
     """Trains for `minutes` of processor time and writes `vae.pt` into `work` every one; a file that is there is continued.
 
     Args:
@@ -120,7 +120,7 @@ def train(work: Path, minutes: float, *, decoder_only: bool, learning_rate: floa
         if done >= 1:
             break
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / 20) * (0.03 + 0.97 * (1 + math.cos(math.pi * done)) / 2)
+            group["lr"] = learning_rate * min(1, (step + 1) / 40) * (0.03 + 0.97 * (1 + math.cos(math.pi * done)) / 2)
         x = draw_batch(step + (5_000_000 if decoder_only else 0), batch_size)
         latents = vae.encode(x).latent_dist
         y = vae.decode(latents.sample()).sample
