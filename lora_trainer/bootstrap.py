@@ -15,10 +15,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
+
+from lora_trainer.files import lock_byte
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
@@ -64,6 +67,7 @@ class PackageSet:
         oldest_torch: an older torch in the Python that we were started with is not used.
         torch_backend: what uv takes torch for: "auto" finds the graphics card, "cpu" is enough for tests.
         is_host: exists for `test --host` only.
+        requirements: the folder of its locked files.
     """
 
     name: str
@@ -71,10 +75,11 @@ class PackageSet:
     oldest_torch: tuple[int, int]
     torch_backend: str = "auto"
     is_host: bool = False
+    requirements: Path = REQUIREMENTS
 
     def locked_file(self, *, tests: bool) -> Path:
         """Returns the locked requirements; those for tests contain the others, in equal versions."""
-        return REQUIREMENTS / (f"{self.name}-test.txt" if tests or self.is_host else f"{self.name}.txt")
+        return self.requirements / (f"{self.name}-test.txt" if tests or self.is_host else f"{self.name}.txt")
 
 
 NEWEST = PackageSet("newest", ((3, 11), (3, 12), (3, 13)), oldest_torch=(2, 6))
@@ -100,14 +105,19 @@ def choose_set(python: tuple[int, int] = sys.version_info[:2]) -> PackageSet:
 def unsupported_python(python: tuple[int, int], supported: Sequence[tuple[int, int]]) -> SetupError:
     """Returns the error for a Python that a set has no packages for; it names one that is installed, if any is."""
     names = [f"{major}.{minor}" for major, minor in supported]
-    found = [name for name in reversed(names) if shutil.which(f"python{name}")]
+    found = next((name for name in reversed(names) if _runs(f"python{name}")), None)
     if found:
-        advice = f"Start it with the Python {found[0]} of this machine: python{found[0]} -m lora_trainer"
+        advice = f"Start it with the Python {found} of this machine: python{found} -m lora_trainer"
     elif os.name == "nt":
         advice = f"Install Python {names[-1]} and start it with: py -{names[-1]} -m lora_trainer"
     else:
         advice = f"Install Python {names[-1]} and start it with: python{names[-1]} -m lora_trainer"
     return SetupError(f"Python {python[0]}.{python[1]} cannot be used; Python {', '.join(names)} can. {advice}")
+
+
+def _runs(program: str) -> bool:
+    path = shutil.which(program)  # may be a version manager's stand-in for what is not installed
+    return path is not None and subprocess.run([path, "--version"], capture_output=True, check=False).returncode == 0
 
 
 def missing_modules(modules: Sequence[str]) -> list[str]:
@@ -130,7 +140,7 @@ def own_folder(package_set: PackageSet) -> Path:
     if shared:
         parts = [_hash(package_set.locked_file(tests=tests)) for tests in (False, True)]
         digest = hashlib.sha256("\n".join([*parts, TORCH_PIN]).encode()).hexdigest()[:12]
-        return Path(shared) / f"{package_set.name}-py{sys.version_info[0]}{sys.version_info[1]}-{digest}"
+        return Path(shared).expanduser().resolve() / f"{package_set.name}-py{sys.version_info[0]}{sys.version_info[1]}-{digest}"
     return ROOT / ".environments" / package_set.name if package_set.is_host else ROOT / ".venv"
 
 
@@ -160,19 +170,60 @@ class Environment:
         return self._is_usable() and not self._state()["doing"] and locked in self._state()["locked"]
 
     def prepare(self, *, tests: bool) -> None:
-        """Makes it, or adds what is missing, or repairs what was interrupted.
+        """Makes it, or adds what is missing, or repairs what was interrupted. Waits for another start that does the same.
 
         Raises:
             SetupError: something could not be installed.
         """
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.folder.with_name(f"{self.folder.name}.lock"), "ab") as lock:
+                if self._wait_for(lock) and self.is_ready(tests=tests):
+                    return
+                self._install(tests=tests)
+        except OSError as error:
+            raise SetupError(
+                f"{self.folder} cannot be written: {error}. Move the program to a folder that is yours, "
+                "or name another place in the environment variable LORA_TRAINER_ENVIRONMENTS."
+            ) from error
+
+    def share_torch(self) -> None:
+        """Lets the environment see the torch of the Python that we were started with, if that is recent enough."""
+        spec = importlib.util.find_spec("torch")
+        if spec is None or spec.origin is None:
+            return
+        version = importlib.metadata.version("torch")
+        if tuple(int(part) for part in version.split(".")[:2]) < self.package_set.oldest_torch:
+            return
+        found_in = Path(spec.origin).resolve().parent.parent
+        # A line of code, because site.py reads plain paths in the locale's encoding, which may lack the path's characters.
+        line = f"import sys; sys.path.append({str(found_in)!a})"
+        code = "import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), sys.argv[1]).write_text(sys.argv[2])"
+        self._run("The torch of this Python could not be shared.", self.python, "-c", code, "zz_torch_of_the_base.pth", line)
+
+    def _wait_for(self, lock: BinaryIO) -> bool:
+        """Returns whether there was anything to wait for."""
+        waited = False
+        while True:
+            try:
+                lock_byte(lock)
+                return waited
+            except OSError:
+                if not waited:
+                    self.say(f"Another start is installing into {self.folder}; waiting for it.")
+                waited = True
+                time.sleep(1)
+
+    def _install(self, *, tests: bool) -> None:
         unfinished = self._state()["doing"]
         self.say(f"Setting up Python packages in {self.folder}")
         if not self._is_usable() or unfinished == "environment":
             self._make()
-        self.say("[2/4] uv, which installs the rest")
-        if not self._succeeds(self.python, "-m", "pip", "--version"):  # an environment made by other means
-            self._run("pip could not be installed.", self.python, "-m", "ensurepip")
-        self._run("uv could not be installed.", self.python, "-m", "pip", "install", "--quiet", UV)
+        if self._version("uv") != UV.partition("==")[2]:
+            self.say("[2/4] uv, which installs the rest")
+            if not self._version("pip"):  # an environment made by other means
+                self._run("pip could not be installed.", self.python, "-m", "ensurepip")
+            self._run("uv could not be installed.", self.python, "-m", "pip", "install", "--quiet", UV)
         self._install_torch(is_repair=unfinished == "torch")
         self._install_locked(tests=tests, is_repair=unfinished == "packages")
         self.say("The packages are ready.")
@@ -205,21 +256,7 @@ class Environment:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_state("environment", [])
         self._run("The environment could not be made.", Path(sys.executable), "-m", "venv", self.folder)
-        self._share_torch()
-
-    def _share_torch(self) -> None:
-        """Lets the environment see the torch of the Python that we were started with, if that is recent enough."""
-        spec = importlib.util.find_spec("torch")
-        if spec is None or spec.origin is None:
-            return
-        version = importlib.metadata.version("torch")
-        if tuple(int(part) for part in version.split(".")[:2]) < self.package_set.oldest_torch:
-            return
-        found_in = Path(spec.origin).resolve().parent.parent
-        # A line of code, because site.py reads plain paths in the locale's encoding, which may lack the path's characters.
-        line = f"import sys; sys.path.append({str(found_in)!a})"
-        code = "import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), sys.argv[1]).write_text(sys.argv[2])"
-        self._run("The torch of this Python could not be shared.", self.python, "-c", code, "zz_torch_of_the_base.pth", line)
+        self.share_torch()
 
     def _install_torch(self, *, is_repair: bool) -> None:
         version = self._version("torch")
@@ -242,7 +279,7 @@ class Environment:
         locked = self.package_set.locked_file(tests=tests)
         self._write_state("packages", [])
         count = sum(1 for line in locked.read_text(encoding="utf-8").splitlines() if "==" in line)
-        self.say(f"[4/4] {count} packages of requirements/{locked.name}; those that are there stay")
+        self.say(f"[4/4] {count} packages of {locked.parent.name}/{locked.name}; those that are there stay")
         # The file is complete, so nothing may be added to it: some of the packages would bring another torch.
         command: list[str | Path] = [self.python, "-m", "uv", "pip", "install", "--python", self.python]
         command += ["--no-deps", "--requirement", locked]

@@ -34,6 +34,7 @@ python -m lora_trainer COMMAND
   check --config FILE.yaml   show problems and the plan, train nothing
   inspect FILE.safetensors   show what is in a LoRA file, and test it
   list TABLE                 models, adapters, optimizers, schedules or presets
+  control FOLDER REQUEST     stop, pause, continue, save or sample a training that runs elsewhere
   setup                      install what is needed, and show it
   test                       run the project's tests; --host {" or ".join(HOSTS)} with a WebUI's versions
 
@@ -42,7 +43,7 @@ COMMAND --help tells more. The first start installs the packages into .venv, bes
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad configuration, 130 stopped by Ctrl-C."""
-    _make_output_safe()
+    make_output_safe()
     try:
         return _answer(list(arguments))
     except SetupError as error:
@@ -153,7 +154,7 @@ def _show_setup() -> int:
     return 0
 
 
-def _make_output_safe() -> None:
+def make_output_safe() -> None:
     """Has characters that the console cannot show printed as \\uXXXX: a file's name must never end a training."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # None under pythonw, or replaced by a test

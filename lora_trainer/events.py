@@ -6,13 +6,14 @@ The worker is the only writer. Readers ignore an unfinished last line; a "resume
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 KINDS: dict[str, tuple[str, ...]] = {
     "started": ("total_steps", "num_items", "family"),
@@ -22,6 +23,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "state_saved": ("step",),
     "exported": ("step", "path"),
     "sampled": ("step", "path"),
+    "notice": ("message",),
     "warning": ("message",),
     "paused": ("step",),
     "stopped": ("step",),
@@ -48,6 +50,12 @@ class TrainEvent:
         return json.dumps({"kind": self.kind, "time": round(self.time, 3), **self.data}, ensure_ascii=False)
 
 
+class Emit(Protocol):
+    """Takes an event apart into its kind and fields: what those are handed who have something to tell."""
+
+    def __call__(self, kind: str, **data: Any) -> None: ...
+
+
 class EventWriter:
     """Appends events to a file, each in one write, so that a reader sees whole lines.
 
@@ -58,11 +66,18 @@ class EventWriter:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the writer
-        if self._file.tell() and not _ends_with_newline(path):
-            self._file.write(b"\n")
+        self._pending = b"\n" if self._file.tell() and not _ends_with_newline(path) else b""
 
     def write(self, event: TrainEvent) -> None:
-        self._file.write((event.to_line() + "\n").encode("utf-8"))
+        """Appends an event. On a full disk it is kept and written before the next one: events must not end a run."""
+        # Linux hands over a file name that is not UTF-8 with lone surrogates; as "\udcff" they are JSON and come back equal.
+        self._pending += (event.to_line() + "\n").encode("utf-8", "backslashreplace")
+        try:
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     def close(self) -> None:
         self._file.close()
@@ -86,7 +101,7 @@ def parse_line(line: bytes) -> TrainEvent | None:
     try:
         data = json.loads(line)
         return TrainEvent(kind=data.pop("kind"), time=data.pop("time"), data=data)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         return None
 
 

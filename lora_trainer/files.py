@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
 TEMPORARY_SUFFIX = ".tmp"
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
+LOCK_BYTE = 1 << 30  # far behind the text, so that Windows lets others read who holds the lock
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
@@ -55,15 +58,49 @@ def replace_file(source: Path, target: Path) -> Path:
     Returns:
         `target`; or, when it stays in use, "<stem>.new-<n><suffix>" beside it with the new content, and a warning is logged.
     """
-    for seconds in RETRY_SECONDS:
+    for seconds in (0, *RETRY_SECONDS):
+        time.sleep(seconds)
         try:
             os.replace(source, target)
             return target
         except PermissionError:
-            time.sleep(seconds)
+            continue
     number = 1
     while (neighbour := target.with_name(f"{target.stem}.new-{number}{target.suffix}")).exists():
         number += 1
     os.replace(source, neighbour)
     log.warning("%s is in use by another program; the new file was kept beside it as %s.", target, neighbour.name)
     return neighbour
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def lock_byte(file: BinaryIO) -> None:
+        """Locks an open file against other processes until `unlock_byte`, closing, or the end of this process.
+
+        Raises:
+            OSError: another process has it.
+        """
+        file.seek(LOCK_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+    def unlock_byte(file: BinaryIO) -> None:
+        """Lets others in."""
+        file.seek(LOCK_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def lock_byte(file: BinaryIO) -> None:
+        """Locks an open file against other processes until `unlock_byte`, closing, or the end of this process.
+
+        Raises:
+            OSError: another process has it.
+        """
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def unlock_byte(file: BinaryIO) -> None:
+        """Lets others in."""
+        fcntl.flock(file.fileno(), fcntl.LOCK_UN)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +18,9 @@ from lora_trainer.config.parse import dump_config, load_config
 from lora_trainer.config.schema import TrainConfig, changed_fields
 from lora_trainer.control import COMMANDS, TrainControl
 from lora_trainer.errors import RunFolderError
-from lora_trainer.files import TEMPORARY_SUFFIX, write_text
+from lora_trainer.files import TEMPORARY_SUFFIX, lock_byte, unlock_byte, write_text
 
 Status = Literal["new", "running", "paused", "stopped", "failed", "finished"]
-LOCK_BYTE = 1 << 30  # far behind the text, so that Windows lets others read who holds the lock
 
 
 class RunFolder:
@@ -99,7 +97,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         file = open(self.path / "lock", "a+b")  # noqa: SIM115 - held as long as the run
         try:
-            _lock_byte(file)
+            lock_byte(file)
         except OSError as error:
             holder = _read_holder(file)
             file.close()
@@ -115,7 +113,7 @@ class RunFolder:
     def unlock(self) -> None:
         """Lets others in. Without a lock it does nothing."""
         if self._lock is not None:
-            _unlock_byte(self._lock)
+            unlock_byte(self._lock)
             self._lock.close()
             self._lock = None
 
@@ -213,24 +211,3 @@ def _move_aside(folder: RunFolder) -> None:
 def _read_holder(file: BinaryIO) -> str:
     file.seek(0)
     return file.read(200).decode("utf-8", "replace") or "another process"
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock_byte(file: BinaryIO) -> None:
-        file.seek(LOCK_BYTE)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-
-    def _unlock_byte(file: BinaryIO) -> None:
-        file.seek(LOCK_BYTE)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock_byte(file: BinaryIO) -> None:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def _unlock_byte(file: BinaryIO) -> None:
-        fcntl.flock(file.fileno(), fcntl.LOCK_UN)

@@ -73,7 +73,8 @@ from pathlib import Path
 folder = RunFolder(Path({str(tmp_path / "ink")!r}))
 folder.lock(); print("locked", flush=True); input()
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8") as holder:
         assert holder.stdout.readline() == "locked\n"
         with pytest.raises(RunFolderError, match=f"in use by process {holder.pid} since"):
             RunFolder(tmp_path / "ink").lock()

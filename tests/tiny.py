@@ -207,7 +207,7 @@ def module_tensors(seed: int, sizes: TinySizes) -> dict[str, Tensors]:
 
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Returns the fp16 weights of one tensor: norms near 1, biases small, others scaled to keep the variance of what they pass."""
+    """Returns the fp16 weights of one tensor: norms near 1, biases small, others scaled to keep variance."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     values = np.random.RandomState(int.from_bytes(digest[:4], "little")).standard_normal(shape)
     if len(shape) == 1:

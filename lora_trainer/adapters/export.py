@@ -9,7 +9,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_trainer.adapters.adapter import Adapter, ModuleName
 from lora_trainer.adapters.container import legacy_hash, with_metadata
@@ -39,15 +39,6 @@ def webui_tensors(adapter: Adapter, model: TrainableModel) -> dict[str, Tensor]:
     return tensors
 
 
-def webui_layers(model: TrainableModel) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each layer's weight that a LoRA for this base may name, by the WebUI's key."""
-    return {
-        model.webui_key(part, name): tuple(module.weight.shape)
-        for part, root in model.parts.items()
-        for name, module in _plain_layers(root)
-    }
-
-
 def save_lora(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None = torch.float16
 ) -> Path:
@@ -64,7 +55,10 @@ def save_lora(
 
     Raises:
         AdapterError: a tensor is not finite, or does not fit the dtype; no file was written.
+        ValueError: `path` has another ending, so its stem would not be the whole name.
     """
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path.name!r} must end in .safetensors.")
     stored = _to_storage(tensors, dtype)
     values = {**metadata, "ss_output_name": path.stem, "modelspec.title": path.stem}
     training_values = {key: value for key, value in sorted(values.items()) if key.startswith("ss_")}
@@ -106,16 +100,6 @@ def _zero_pair(weight: Tensor) -> dict[str, Tensor]:
         "lora_up.weight": torch.zeros(out_features, 1),
         "alpha": torch.tensor(1.0),
     }
-
-
-def _plain_layers(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    """Yields the Linear and Conv2d layers of a part by name, looking through adapters that stand before them."""
-    for name, child in root.named_children():
-        layer = getattr(child, "base_layer", child)
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            yield prefix + name, layer
-        else:
-            yield from _plain_layers(child, f"{prefix}{name}.")
 
 
 def _to_storage(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ Nothing there that this run did not write is ever replaced.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import unicodedata
 from collections.abc import Collection, Iterator
@@ -105,9 +106,7 @@ def publish(
 
 def _taken_names(lora_dir: Path, owned: set[str]) -> Iterator[str]:
     """Yields the stems and aliases of all LoRAs below a folder, and the stems of cards and previews in the folder itself."""
-    if not lora_dir.is_dir():
-        return
-    for path in sorted(lora_dir.rglob("*")):
+    for path in _walk(lora_dir):
         if _fold(_relative_name(path, lora_dir)) in owned:
             continue
         is_beside = path.parent == lora_dir
@@ -116,6 +115,18 @@ def _taken_names(lora_dir: Path, owned: set[str]) -> Iterator[str]:
             yield from _read_alias(path)
         elif is_beside and path.suffix.lower() in (".json", ".png"):
             yield path.stem
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yields all files below a folder. Goes through links to other folders, as the WebUI does, and into none twice."""
+    seen = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(root, file) for file in files)
 
 
 def _read_alias(path: Path) -> Iterator[str]:

@@ -12,8 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from lora_trainer.adapters.container import Header, model_hash, read_array, read_header
+from lora_trainer.adapters.container import model_hash, read_array, read_header
 from lora_trainer.adapters.keys import foreign_form, group_by_module, kinds_of, part_of
+from lora_trainer.models.header import Header
 
 WEBUI_FORM = "WebUI"
 CROSS_ATTENTION_WIDTHS = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
@@ -80,27 +81,28 @@ def inspect_file(path: Path) -> FileReport:
         AdapterError: it is missing, empty, truncated or no safetensors file.
     """
     header = read_header(path)
-    form = foreign_form(header.tensors)
-    modules = group_by_module(header.tensors)
+    form = foreign_form(header.shapes)
+    modules = group_by_module(header.shapes)
     placed = {module: keys for module, keys in modules.items() if part_of(module)}
     if form is None:
         form = WEBUI_FORM if placed else "unknown"
-    kinds = tuple(kinds_of(header.tensors)) if form == WEBUI_FORM else ()
-    silent, non_finite = _read_weights(path, header, modules)
+    kinds = tuple(kinds_of(header.shapes)) if form == WEBUI_FORM else ()
+    # Nothing of another form is applied, so its numbers say nothing; a whole checkpoint would take long to read.
+    silent, non_finite = _read_weights(header, modules) if form == WEBUI_FORM else (set(), [])
     examined = {module for module, keys in placed.items() if "lora_up.weight" in keys and "dora_scale" not in keys}
     stored = header.metadata.get("sshs_model_hash", "")
     return FileReport(
         path=path,
-        file_bytes=header.file_bytes,
+        file_bytes=path.stat().st_size,
         form=form,
         kinds=kinds,
         webui_class=webui_class(header.metadata),
         possible_bases=possible_bases(header, placed),
-        parts=_report_parts(path, header, placed, silent) if form == WEBUI_FORM else (),
+        parts=_report_parts(header, placed, silent) if form == WEBUI_FORM else (),
         num_unplaced=len(modules) - len(placed),
-        dtypes=tuple(sorted({tensor.dtype for key, tensor in header.tensors.items() if not key.endswith(".alpha")})),
+        dtypes=tuple(sorted({entry.dtype for key, entry in header.entries.items() if not key.endswith(".alpha")})),
         alias=header.metadata.get("ss_output_name", path.stem),
-        hash_state="missing" if not stored else "right" if stored == model_hash(path, header) else "wrong",
+        hash_state="missing" if not stored else "right" if stored == model_hash(path) else "wrong",
         non_finite=tuple(non_finite),
         has_effect=True if examined - silent else False if examined and len(examined) == len(placed) else None,
         metadata=header.metadata,
@@ -124,9 +126,9 @@ def possible_bases(header: Header, modules: Mapping[str, Mapping[str, str]]) -> 
     ):
         return ("SDXL",)
     for module, keys in modules.items():
-        down = header.tensors.get(keys.get("lora_down.weight", ""))
-        if down and len(down.shape) >= 2 and module.endswith(("_attn2_to_k", "_attn2_to_v")):
-            base = CROSS_ATTENTION_WIDTHS.get(down.shape[1])
+        down = header.shapes.get(keys.get("lora_down.weight", ""), ())
+        if len(down) >= 2 and module.endswith(("_attn2_to_k", "_attn2_to_v")):
+            base = CROSS_ATTENTION_WIDTHS.get(down[1])
             if base:
                 return (base,)
     if any(module.startswith("lora_te_") for module in modules):
@@ -134,13 +136,13 @@ def possible_bases(header: Header, modules: Mapping[str, Mapping[str, str]]) -> 
     return ("SD1", "SD2", "SDXL") if modules else ()
 
 
-def _read_weights(path: Path, header: Header, modules: Mapping[str, Mapping[str, str]]) -> tuple[set[str], list[str]]:
+def _read_weights(header: Header, modules: Mapping[str, Mapping[str, str]]) -> tuple[set[str], list[str]]:
     """Returns the modules whose pair multiplies to zero, and those with values that are not finite."""
     silent, non_finite = set(), []
     for module, keys in modules.items():
         is_finite, is_silent = True, False
         for ending, key in keys.items():
-            values = read_array(path, header, key)
+            values = read_array(header, key)
             if values is None:
                 continue
             is_finite = is_finite and bool(np.isfinite(values).all())
@@ -152,9 +154,7 @@ def _read_weights(path: Path, header: Header, modules: Mapping[str, Mapping[str,
     return silent, non_finite
 
 
-def _report_parts(
-    path: Path, header: Header, modules: Mapping[str, Mapping[str, str]], silent: set[str]
-) -> tuple[PartReport, ...]:
+def _report_parts(header: Header, modules: Mapping[str, Mapping[str, str]], silent: set[str]) -> tuple[PartReport, ...]:
     by_part: dict[str, list[str]] = {}
     for module in modules:
         by_part.setdefault(part_of(module) or "", []).append(module)
@@ -162,13 +162,13 @@ def _report_parts(
     for part, names in sorted(by_part.items()):
         ranks, alphas, scales = set(), set(), set()
         for module in [name for name in names if name not in silent] or names:
-            down = header.tensors.get(modules[module].get("lora_down.weight", ""))
-            alpha = _read_alpha(path, header, modules[module])
+            down = header.shapes.get(modules[module].get("lora_down.weight", ""))
+            alpha = _read_alpha(header, modules[module])
             if alpha is not None:
                 alphas.add(alpha)
-            if down and down.shape and down.shape[0]:
-                ranks.add(down.shape[0])
-                scales.add(round(alpha / down.shape[0], 6) if alpha is not None else 1.0)
+            if down and down[0]:
+                ranks.add(down[0])
+                scales.add(round(alpha / down[0], 6) if alpha is not None else 1.0)
         num_silent = sum(name in silent for name in names)
         reports.append(
             PartReport(part, len(names), num_silent, tuple(sorted(ranks)), tuple(sorted(alphas)), tuple(sorted(scales)))
@@ -176,14 +176,14 @@ def _report_parts(
     return tuple(reports)
 
 
-def _read_alpha(path: Path, header: Header, keys: Mapping[str, str]) -> float | None:
-    values = read_array(path, header, keys["alpha"]) if "alpha" in keys else None
+def _read_alpha(header: Header, keys: Mapping[str, str]) -> float | None:
+    values = read_array(header, keys["alpha"]) if "alpha" in keys else None
     return round(float(values.reshape(-1)[0]), 6) if values is not None and values.size == 1 else None
 
 
 def _find_notes(header: Header, modules: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
     notes = []
-    scales = [header.tensors[keys["dora_scale"]].shape for keys in modules.values() if "dora_scale" in keys]
+    scales = [header.shapes[keys["dora_scale"]] for keys in modules.values() if "dora_scale" in keys]
     if any(len(shape) < 2 or shape[0] != 1 for shape in scales):
         notes.append(
             "dora_scale is kept per output row; the WebUI scales per input column, so this DoRA gives wrong pictures there."
@@ -191,12 +191,10 @@ def _find_notes(header: Header, modules: Mapping[str, Mapping[str, str]]) -> tup
     convolutions = [
         module
         for module, keys in modules.items()
-        if (key := keys.get("lora_down.weight"))
-        and len(header.tensors[key].shape) == 4
-        and header.tensors[key].shape[2:] != (1, 1)
+        if (key := keys.get("lora_down.weight")) and len(header.shapes[key]) == 4 and header.shapes[key][2:] != (1, 1)
     ]
     if convolutions:
         notes.append(f"{len(convolutions)} convolutions are among its layers (such a LoRA is also called LoCon).")
-    if any(key.startswith("bundle_emb.") for key in header.tensors):
+    if any(key.startswith("bundle_emb.") for key in header.shapes):
         notes.append("Embeddings travel in the file.")
     return tuple(notes)

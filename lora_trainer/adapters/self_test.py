@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_trainer.adapters.container import Header, read_header
+from lora_trainer.adapters.container import read_header
 from lora_trainer.adapters.inspect import WEBUI_FORM, FileReport, inspect_file
 from lora_trainer.adapters.keys import ATTENTION_PROJECTIONS, FOREIGN_FORMS, group_by_module, is_open_clip
+from lora_trainer.models.header import Header
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -31,15 +32,15 @@ def self_test(path: Path, webui_layers: Shapes | None = None) -> list[Check]:
 
     Args:
         path: the file.
-        webui_layers: the base's layers and the shapes of their weights by the WebUI's key, from `export.webui_layers`. Without
-            it the check of the layers is left out.
+        webui_layers: the base's layers and the shapes of their weights by the WebUI's key, from `models.webui.webui_layers`.
+            Without it the check of the layers is left out.
 
     Raises:
         AdapterError: the file cannot be read at all.
     """
     report = inspect_file(path)
     header = read_header(path)
-    modules = group_by_module(header.tensors)
+    modules = group_by_module(header.shapes)
     checks = [_check_form(report)]
     if report.form != WEBUI_FORM:
         return checks
@@ -95,7 +96,7 @@ def _find_misfit(header: Header, module: str, keys: Mapping[str, str], weight: t
     lacking = [ending for ending in ("lora_up.weight", "lora_down.weight") if ending not in keys]
     if lacking:
         return f"{module} lacks {lacking[0]}"
-    up, down = (header.tensors[keys[ending]].shape for ending in ("lora_up.weight", "lora_down.weight"))
+    up, down = (header.shapes[keys[ending]] for ending in ("lora_up.weight", "lora_down.weight"))
     if len(up) < 2 or len(down) < 2 or math.prod(up[1:]) != down[0]:
         return f"{module}: up {list(up)} and down {list(down)} do not multiply"
     has_middle = "lora_mid.weight" in keys

@@ -291,6 +291,14 @@ class TrainConfig:
         default=False,
         matters=False,
     )
+    on_out_of_memory: str = _speed(
+        "choice",
+        "When memory runs out",
+        "stop ends the run and names the next smaller setting; adapt takes it by itself: smaller batches, then checkpointing.",
+        default="stop",
+        choices=("stop", "adapt"),
+        matters=False,
+    )
     encode_batch_size: int = _speed(
         "int", "Encoding batch size", "Pictures per forward while caching.", default=1, minimum=1, maximum=256, matters=False
     )

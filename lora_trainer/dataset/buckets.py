@@ -74,7 +74,8 @@ def fit_image(image: Image.Image, bucket: Bucket) -> Image.Image:
     scaled, left, top = crop_geometry(image.size, bucket)
     # The crop is taken in the source's pixels: one pass, and no large picture between.
     per_x, per_y = image.width / scaled[0], image.height / scaled[1]
-    box = (left * per_x, top * per_y, (left + bucket.width) * per_x, (top + bucket.height) * per_y)
+    right, bottom = min(image.width, (left + bucket.width) * per_x), min(image.height, (top + bucket.height) * per_y)
+    box = (left * per_x, top * per_y, right, bottom)
     return image.resize((bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box)
 
 

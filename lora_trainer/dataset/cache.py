@@ -123,7 +123,7 @@ def text_key(caption: str, encoder_key: str) -> str:
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     """Returns RGB pictures of one size as float32 `[B, 3, H, W]` from -1 to 1."""
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0).contiguous()
+    return pixels.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
 
 
 def cache_pictures(
@@ -168,8 +168,8 @@ def cache_pictures(
     done = 0
     with closing(_in_advance(prepare, batches)) as prepared_batches:
         for batch, prepared in zip(batches, prepared_batches, strict=True):
-            if prepared.images:
-                _keep(store, prepared.keys, encode(to_pixels(prepared.images)), [items[index].name for index in batch])
+            if prepared.pixels is not None:
+                _keep(store, prepared.keys, encode(prepared.pixels), [items[index].name for index in batch])
             for index, key in zip(batch, prepared.keys, strict=True):
                 keys[index] = key
             done += len(batch)
@@ -211,10 +211,10 @@ def cache_texts(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A batch with its keys; `images` is empty when the store has them all."""
+    """A batch with its keys, and its pixels `[B, 3, H, W]`, or None when the store has all of it."""
 
     keys: list[str]
-    images: list[Image.Image]
+    pixels: Tensor | None
 
 
 def _prepare(items: list[Item], bucket: Bucket, store: TensorStore, encoder_key: str) -> _Prepared:
@@ -222,8 +222,8 @@ def _prepare(items: list[Item], bucket: Bucket, store: TensorStore, encoder_key:
     contents = [read_bytes(item.path) for item in items]
     keys = [picture_key(hashlib.sha256(data).hexdigest(), bucket, encoder_key) for data in contents]
     if all(store.has(key) for key in keys):
-        return _Prepared(keys, [])
-    return _Prepared(keys, [_decode(item, data, bucket) for item, data in zip(items, contents, strict=True)])
+        return _Prepared(keys, None)
+    return _Prepared(keys, to_pixels([_decode(item, data, bucket) for item, data in zip(items, contents, strict=True)]))
 
 
 def _decode(item: Item, data: bytes, bucket: Bucket) -> Image.Image:

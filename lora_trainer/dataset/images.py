@@ -94,9 +94,10 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         DatasetError: the header cannot be read, or names more than `MAX_PIXELS` pixels.
     """
-    image = _open(read_bytes(path), path)
-    if image.format == "TIFF":  # Pillow turns a TIFF only when its pixels are loaded, and then forgets its orientation
-        image = _decode(read_bytes(path), path)
+    data = read_bytes(path)
+    image = _open(data, path)
+    if image.format == "TIFF":  # turned by Pillow as its pixels are loaded
+        return _decode(data, path).size
     width, height = image.size
     return (height, width) if _orientation(image) >= 5 else (width, height)
 
@@ -109,9 +110,12 @@ def examine(path: Path) -> PictureFacts:
     """
     data = read_bytes(path)
     header = _open(data, path)
-    is_animated = header.format in _MOVING_FORMATS and getattr(header, "n_frames", 1) > 1
+    try:
+        is_animated = header.format in _MOVING_FORMATS and getattr(header, "n_frames", 1) > 1
+    except _DECODER_ERRORS as error:  # frames are counted by reading all of them
+        raise DatasetError(_damaged(path, error)) from error
     image = _decode(data, path)
-    if image.mode in ("F", "LAB"):  # the modes that may have no meaning as RGB
+    if image.mode != "RGB":  # some modes cannot be read as RGB, or some of their values
         _to_rgb(image, path)
     return PictureFacts(image.width, image.height, _has_alpha(image), is_animated)
 
@@ -183,6 +187,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Returns how the pixels still have to be turned, as EXIF counts it: 1 not at all, 5 to 8 exchange the sides."""
+    if image.format == "TIFF":  # Pillow turns it itself; 9.5 leaves the mark, and the picture would be turned twice
+        return 1
     try:
         value = image.getexif().get(0x0112, 1)
     except _DECODER_ERRORS:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from PIL import ImageFile
 
 from lora_trainer.dataset.captions import SIDECAR_SUFFIXES, TABLE_NAMES, examples, read_captions
 from lora_trainer.dataset.images import SUFFIXES, PictureFacts, examine
@@ -27,6 +29,12 @@ _UNREADABLE_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".jfif", ".psd", ".svg
 _IGNORED_FOLDERS = ("__MACOSX", "@eaDir", "__pycache__")  # made by unpackers, file servers and Python
 _RUN_FOLDER_MARK = "events.jsonl"
 _REPEATS = re.compile(r"(\d+)_(.*)")
+_TRUNCATED_ALLOWED = Problem(
+    "",
+    "another extension has told Pillow to accept truncated pictures (ImageFile.LOAD_TRUNCATED_IMAGES), so they cannot be found.",
+    "warning",
+    "Look for pictures with a grey part, or check the folder from the command line.",
+)
 _NUM_THREADS = min(4, os.cpu_count() or 1)  # each holds one decoded picture; Pillow decodes without Python's lock
 
 
@@ -72,7 +80,13 @@ class DatasetScan:
     left_out: dict[str, int]
 
 
-def scan_dataset(train_data_dir: Path, metadata_path: Path | None = None, *, min_side: int = 64) -> DatasetScan:
+def scan_dataset(
+    train_data_dir: Path,
+    metadata_path: Path | None = None,
+    *,
+    min_side: int = 64,
+    on_progress: Callable[[int, int], object] | None = None,
+) -> DatasetScan:
     """Returns the usable pictures of a folder and its sub-folders, and what is wrong with the others.
 
     A folder `10_name` means that its pictures are seen ten times in an epoch. Hidden files and run folders are passed over.
@@ -81,6 +95,7 @@ def scan_dataset(train_data_dir: Path, metadata_path: Path | None = None, *, min
         train_data_dir: the folder.
         metadata_path: a caption table that counts before all other captions.
         min_side: pictures with a shorter side than this, in pixels, are left out.
+        on_progress: is called with the number of pictures examined and of all. What it raises ends the scan.
 
     Raises:
         DatasetError: the folder or the table cannot be read, or no picture can be used.
@@ -90,9 +105,13 @@ def scan_dataset(train_data_dir: Path, metadata_path: Path | None = None, *, min
     captions = read_captions(train_data_dir, names, files, metadata_path)
     problems = list(captions.problems)
     problems += _foreign_pictures(files)
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        problems.append(_TRUNCATED_ALLOWED)
     left_out: Counter[str] = Counter()
     items = []
-    for name, facts in zip(names, _examine_all(train_data_dir, names), strict=True):
+    for done, (name, facts) in enumerate(zip(names, _examine_all(train_data_dir, names), strict=True), 1):
+        if on_progress:
+            on_progress(done, len(names))
         path = train_data_dir / name
         caption = captions.by_name.get(name, "")
         repeats, folder = _folder_facts(name)
@@ -165,7 +184,7 @@ def _walk(folder: Path, prefix: str, parents: tuple[str, ...]) -> Iterator[str]:
     for entry in entries:
         if entry.is_dir():
             yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*parents, real))
-        else:
+        elif entry.is_file() or entry.is_symlink():  # a broken link is told of later; devices and pipes are nothing to read
             yield prefix + entry.name
 
 

@@ -11,7 +11,7 @@ import io
 import json
 import locale
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -163,27 +163,40 @@ def _first_text(entry: dict[str, object], keys: tuple[str, ...]) -> str | None:
 
 def _read_csv(text: str, path: Path) -> tuple[list[Row], list[str]]:
     delimiter = _delimiter(text)
-    reader = csv.reader(io.StringIO(text.replace("\0", ""), newline=""), delimiter=delimiter, skipinitialspace=False)
     rows: list[Row] = []
     faults: list[str] = []
     columns: tuple[int, int] | None = None
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
+    for line, cells in _csv_lines(text, delimiter):
+        if isinstance(cells, csv.Error):
+            faults.append(f"line {line}: {cells}")
+            continue
+        if not any(cell.strip() for cell in cells):
+            continue
+        if columns is None:
+            header = _header_columns(cells, path)
+            columns, num_columns = header or (0, 1), len(cells) if header else 2
+            if header:
                 continue
-            if columns is None:
-                header = _header_columns(cells, path)
-                columns, num_header = header or (0, 1), len(cells) if header else 2
-                if header:
-                    continue
-            row = _csv_row(cells, columns, num_header, delimiter)
-            if isinstance(row, Row):
-                rows.append(row)
-            else:
-                faults.append(f"line {reader.line_num}: {row}")
-    except csv.Error as error:
-        faults.append(f"line {reader.line_num}: {error}; the rest was not read")
+        row = _csv_row(cells, columns, num_columns, delimiter)
+        if isinstance(row, Row):
+            rows.append(row)
+        else:
+            faults.append(f"line {line}: {row}")
     return rows, faults
+
+
+def _csv_lines(text: str, delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    # Strict: otherwise a quote that is never closed would quietly take the rest of the file into one caption.
+    reader = csv.reader(io.StringIO(text.replace("\0", ""), newline=""), delimiter=delimiter, strict=True)
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield reader.line_num, error
+        else:
+            yield reader.line_num, cells
 
 
 def _delimiter(text: str) -> str:
@@ -223,4 +236,7 @@ def _csv_row(cells: list[str], columns: tuple[int, int], num_columns: int, delim
             return f"has {len(cells)} cells for {num_columns} columns; put the caption in quotes"
         # A caption with commas and no quotes: it is the last column, so the rest of the line is its own.
         cells = [*cells[:caption_at], delimiter.join(cells[caption_at:])]
-    return Row(cells[name_at].strip(), clean_caption(cells[caption_at]))
+    caption = cells[caption_at]
+    if caption.startswith(" ") and caption.strip().startswith('"') and caption.strip().endswith('"'):
+        caption = caption.strip()[1:-1].replace('""', '"')  # a space before the quotes hides them from the csv module
+    return Row(cells[name_at].strip(), clean_caption(caption))

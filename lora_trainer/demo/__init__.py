@@ -1,1 +1,5 @@
-"""The miniature: a small but real base model, captioner and data sets, so that everything can be tried offline."""
+"""The demo: a small LoRA trained on pictures that come along, and a sheet that shows what it does. Runs anywhere, offline."""
+
+from lora_trainer.demo.command import main
+
+__all__ = ["main"]

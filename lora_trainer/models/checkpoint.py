@@ -64,7 +64,7 @@ def read_tensors(path: Path, prefix: str = "", *, dtype: torch.dtype | None = No
                 )
             data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
             file.seek(entry.start)
-            if file.readinto(data.numpy()) != len(data):
+            if file.readinto(data.numpy().data) != len(data):
                 raise ModelError(f"{path} is cut off within {name}. Download it again.")
             tensors[name[len(prefix) :]] = _convert(data.view(TORCH_DTYPES[entry.dtype]).reshape(entry.shape), dtype)
     return tensors
@@ -145,7 +145,7 @@ def hash_tensors(tensors: Iterable[tuple[str, Tensor]], *facts: Any) -> str:
     digest = hashlib.blake2b(repr(facts).encode("utf-8"), digest_size=16)
     for name, tensor in sorted(tensors):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -72,12 +72,12 @@ def detect(path: Path) -> Detection:
     header = None if path.is_dir() else read_header(path)
     for target in dict.fromkeys(entry.options["detect"] for entry in FAMILIES):
         module, _, function = target.partition(":")
-        detection = getattr(importlib.import_module(module), function)(path, header)
+        detection: Detection | None = getattr(importlib.import_module(module), function)(path, header)
         if detection is not None:
             return detection
     if header is None:
         raise UnsupportedModelError(
-            f"{path} is a folder without a Stable Diffusion pipeline's model_index.json. Give a diffusers folder or a single file."
+            f"{path} is a folder without a Stable Diffusion pipeline's model_index.json. Give a diffusers folder or a file."
         )
     raise UnsupportedModelError(f"{path} is {_name_kind(header)}. {USABLE}")
 
@@ -89,8 +89,8 @@ def warn_of_distilled(path: Path, texts: Iterable[str]) -> tuple[str, ...]:
     if match is None:
         return ()
     return (
-        f"Warning: the base calls itself {match[1]!r}. Training on a model distilled for few steps undoes its speed; train on the "
-        "model that it was made from, and use the LoRA with both.",
+        f"Warning: the base calls itself {match[1]!r}. Training on a model distilled for few steps undoes its speed; train on "
+        "the model that it was made from, and use the LoRA with both.",
     )
 
 

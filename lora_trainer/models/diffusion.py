@@ -9,6 +9,7 @@ text embedding.
 from __future__ import annotations
 
 import functools
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +113,8 @@ class DiffusionModel(ABC):
         """Returns the pictures of latents [B, 4, h, w], fp32 [B, 3, H, W] in about [-1, 1]."""
         device = self.vae.device
         with torch.autocast(device.type, enabled=False):
-            return self.vae.decode(latents.to(device=device, dtype=torch.float32) / self.scale_factor).sample
+            pictures: Tensor = self.vae.decode(latents.to(device=device, dtype=torch.float32) / self.scale_factor).sample
+        return pictures
 
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, batch: Tensors) -> Tensor:
         """Returns the denoiser's prediction [B, 4, h, w] for latents at timesteps [B], in its own dtype.
@@ -121,12 +123,13 @@ class DiffusionModel(ABC):
             batch: what `encode_texts` and `size_condition` returned, batched.
         """
         dtype = self.settings.dtype
-        return self.unet(
+        prediction: Tensor = self.unet(
             noisy_latents.to(dtype),
             timesteps,
             encoder_hidden_states=batch["text"].to(dtype),
             added_cond_kwargs=self.added_conditions(batch),
         ).sample
+        return prediction
 
     def make_draws(self, example: Tensors, generator: torch.Generator, objective: Objective) -> Tensors:
         """Draws "timestep" [], "latent_noise" [4, h, w] for the VAE's sample, and "noise" [4, h, w], in this order."""
@@ -159,19 +162,28 @@ class DiffusionModel(ABC):
         """See `family.TrainableModel.lora_targets`."""
         return select_layers(part, self._layers, selection)
 
+    def webui_layers(self) -> dict[str, tuple[int, ...]]:
+        """Returns every key that the WebUI finds a layer for in this base, with the shape of the layer's weight."""
+        return webui.webui_layers(self.detection.path)
+
     def webui_key(self, part: str, module_name: str) -> str:
         """Returns the WebUI's key of a module, such as "lora_unet_down_blocks_0_attentions_0_..._attn1_to_q"."""
         if part == "unet":
             return webui.unet_key(self.family, self.facts.unet, module_name)
         return webui.text_key(self.family, list(self.parts).index(part) - 1, module_name)
 
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Has the denoiser recompute its activations in the backward pass, or keep them."""
+        (self.unet.enable_gradient_checkpointing if enabled else self.unet.disable_gradient_checkpointing)()
+
     def release_encoders(self, *, keep_text: bool) -> None:
         """Moves the VAE, and unless `keep_text` the text encoders, to the CPU."""
-        self.vae.to("cpu")
+        released: list[nn.Module] = [self.vae]
         if not keep_text:
             _ = self._empty_chunk
-            for encoder in self.text_encoders:
-                encoder.to("cpu")
+            released += self.text_encoders
+        for module in released:
+            module.to("cpu")
 
     def base_metadata(self, version: str, architecture: str) -> dict[str, str]:
         """Returns the facts that all families write; `version` is `ss_base_model_version`."""
@@ -216,7 +228,7 @@ class DiffusionModel(ABC):
 
     @torch.no_grad()
     def _trial_mean(self) -> float:
-        """Returns the mean of the prediction less its input at the last timestep, the test by which the WebUI tells SD2 with v."""
+        """Returns the mean of prediction less input at the last timestep, by which the WebUI tells SD2 with v-prediction."""
         settings, width = self.settings, self.facts.unet.context_width
         latents = torch.full((1, 4, 8, 8), TRIAL_VALUE, device=settings.device, dtype=settings.dtype)
         text = torch.full((1, 2, width), TRIAL_VALUE, device=settings.device, dtype=settings.dtype)
@@ -244,8 +256,6 @@ class DiffusionModel(ABC):
 
 def _legacy_hash(path: Path) -> str:
     """Returns the WebUI's older model hash: 8 hex digits of sha256 over 64 KiB at offset 1 MiB."""
-    import hashlib
-
     with open(path, "rb") as file:
         file.seek(0x100000)
         return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]

@@ -111,11 +111,17 @@ class TrainableModel(Protocol):
             ConfigError: a name matches no module of any part; the message lists the names that would.
         """
 
+    def webui_layers(self) -> dict[str, tuple[int, ...]]:
+        """Returns every key that the WebUI finds a layer for in this base, with the shape of the layer's weight."""
+
     def webui_key(self, part: str, module_name: str) -> str:
         """Returns the WebUI's key of a module, such as "lora_unet_down_blocks_0_attentions_0_..._attn1_to_q"."""
 
     def metadata(self) -> dict[str, str]:
         """Returns the `ss_` and `modelspec.` facts of the base that belong in the LoRA file."""
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Has the denoiser recompute its activations in the backward pass, or keep them."""
 
     def release_encoders(self, *, keep_text: bool) -> None:
         """Moves the VAE, and unless `keep_text` the text encoders, off the device once everything is cached."""

@@ -135,7 +135,7 @@ def original_position(sizes: UNetSizes, *, up: bool, level: int, layer: int) -> 
 
 
 def _down_names(sizes: UNetSizes) -> dict[str, str]:
-    names = {}
+    names: dict[str, str] = {}
     for level, depth in enumerate(sizes.depths):
         for layer in range(sizes.layers):
             original = f"input_blocks.{original_position(sizes, up=False, level=level, layer=layer)}"
@@ -149,7 +149,7 @@ def _down_names(sizes: UNetSizes) -> dict[str, str]:
 
 
 def _up_names(sizes: UNetSizes) -> dict[str, str]:
-    names = {}
+    names: dict[str, str] = {}
     for level, depth in enumerate(reversed(sizes.depths)):
         for layer in range(sizes.layers + 1):
             original = f"output_blocks.{original_position(sizes, up=True, level=level, layer=layer)}"

@@ -40,7 +40,7 @@ def load_unet(settings: ModelSettings, detection: Detection) -> UNet2DConditionM
         tensors = read_folder_part(detection.path, "unet", dtype=settings.dtype)
     else:
         tensors = convert.unet_to_diffusers(read_tensors(detection.path, UNET_PREFIX, dtype=settings.dtype), sizes)
-    unet = build_empty(lambda: UNet2DConditionModel(**sizes.diffusers_config()))
+    unet: UNet2DConditionModel = build_empty(lambda: UNet2DConditionModel(**sizes.diffusers_config()))
     fill(unet, tensors, source=f"The UNet of {detection.path}", device=settings.device)
     for parameter in unet.parameters():
         if parameter.dim() == 4:
@@ -61,8 +61,9 @@ def load_vae(settings: ModelSettings, detection: Detection) -> AutoencoderKL:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     sizes, tensors, source = _read_vae(settings, detection)
-    vae = build_empty(lambda: AutoencoderKL(**sizes.diffusers_config()))
-    return fill(vae, tensors, source=f"The VAE of {source}", device=settings.device)
+    vae: AutoencoderKL = build_empty(lambda: AutoencoderKL(**sizes.diffusers_config()))
+    fill(vae, tensors, source=f"The VAE of {source}", device=settings.device)
+    return vae
 
 
 def load_text_encoder(settings: ModelSettings, detection: Detection, index: int) -> nn.Module:

@@ -98,7 +98,7 @@ def _detect_file(path: Path, header: Header) -> Detection | None:
         scale_factor=sidecar.scale_factor or SCALE_FACTORS[family],
         is_zero_terminal_snr="ztsnr" in header.shapes,
     )
-    schedule = {
+    schedule: dict[str, Any] = {
         "beta_start": sidecar.beta_start,
         "beta_end": sidecar.beta_end,
         "num_timesteps": sidecar.num_timesteps,
@@ -236,6 +236,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            content: dict[str, Any] = json.load(file)
+        return content
     except ValueError as error:
         raise ModelError(f"{path} is damaged: it is not JSON ({error}). Download it again.") from error

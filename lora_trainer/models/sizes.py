@@ -271,7 +271,9 @@ def _read_levels(shapes: Shapes) -> tuple[tuple[int, ...], tuple[int, ...], tupl
     widths, layers, depths = [0], [0], [set[int]()]
     for index in range(1, _count(shapes, r"input_blocks\.(\d+)\.")):
         if f"input_blocks.{index}.0.op.weight" in shapes:
-            widths.append(0), layers.append(0), depths.append(set())
+            widths.append(0)
+            layers.append(0)
+            depths.append(set())
             continue
         widths[-1] = shapes[f"input_blocks.{index}.0.out_layers.3.weight"][0]
         layers[-1] += 1

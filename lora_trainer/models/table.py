@@ -51,4 +51,5 @@ def load_model(settings: ModelSettings) -> TrainableModel:
         ModelError: the file is missing, damaged, incomplete, or of a kind that cannot be trained here.
     """
     detection = detect(settings.base_model)
-    return FAMILIES.get(detection.family).load()(settings, detection)
+    model: TrainableModel = FAMILIES.get(detection.family).load()(settings, detection)
+    return model

@@ -1,7 +1,7 @@
 """Encodes captions with CLIP text encoders as the WebUI encodes prompts.
 
-Each chunk of 75 tokens is encoded on its own, and the hidden states are joined along the tokens. Layers behind the one whose output
-is used are cut off when an encoder is built: they would cost time, and a LoRA on them could learn nothing.
+Each chunk of 75 tokens is encoded on its own, and the hidden states are joined along the tokens. Layers behind the one whose
+output is used are cut off when an encoder is built: they would cost time, and a LoRA on them could learn nothing.
 
 Shapes: B captions, n chunks, C the encoder's width.
 """
@@ -9,6 +9,7 @@ Shapes: B captions, n chunks, C the encoder's width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ def tokenize_captions(captions: Sequence[str], pad_token: int) -> Tensor:
 
 def encode_last(encoder: nn.Module, token_ids: Tensor) -> Tensor:
     """Returns the encoder's output behind its final norm, [B, n * 77, C]."""
-    hidden = encoder(_flatten_chunks(encoder, token_ids)).last_hidden_state
+    hidden: Tensor = encoder(_flatten_chunks(encoder, token_ids)).last_hidden_state
     return hidden.reshape(token_ids.shape[0], -1, hidden.shape[-1])
 
 
@@ -43,9 +44,9 @@ def encode_with_pooled(encoder: nn.Module, token_ids: Tensor) -> tuple[Tensor, T
 
 def keep_layers(encoder: nn.Module, num_layers: int, *, keeps_final_norm: bool) -> None:
     """Cuts an encoder off behind its first layers, and takes its final norm away where the hidden state is used without it."""
-    model = getattr(encoder, "text_model", encoder)
+    model: Any = getattr(encoder, "text_model", encoder)
     model.encoder.layers = model.encoder.layers[:num_layers]
-    encoder.config.num_hidden_layers = num_layers
+    model.config.num_hidden_layers = num_layers
     if not keeps_final_norm:
         model.final_layer_norm = nn.Identity()
 

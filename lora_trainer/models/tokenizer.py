@@ -74,7 +74,12 @@ def load_tokenizer() -> Tokenizer:
     with open(TOKENIZER_DIR / "merges.txt", encoding="utf-8") as file:
         # Not splitlines: some merges hold characters that it takes for ends of lines.
         lines = file.read().split("\n")
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    merges = [
+        (first, second)
+        for line in lines
+        if line and not line.startswith("#version")
+        for first, _, second in [line.partition(" ")]
+    ]
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary,

@@ -1,7 +1,7 @@
 """The WebUI's names of a base model's layers, as they stand in LoRA files.
 
-Facts: FORMATS.md, "The exported file". The WebUI turns diffusers' names of a UNet into the original ones by arithmetic that holds for
-SD1's plan: two residual blocks a level, no attention on the deepest. Where a module lies elsewhere, as in SDXL, only the
+Facts: FORMATS.md, "The exported file". The WebUI turns diffusers' names of a UNet into the original ones by arithmetic that holds
+for SD1's plan: two residual blocks a level, no attention on the deepest. Where a module lies elsewhere, as in SDXL, only the
 original (SGM) name finds it; names of other modules load without an error and have no effect. Standard library only.
 """
 
@@ -42,7 +42,7 @@ def text_key(family: str, index: int, module_name: str) -> str:
 def webui_layers(path: Path) -> Layers:
     """Returns every key that the WebUI finds a layer for in this base, with the shape of the layer's weight.
 
-    Reads headers only. The q, k and v projections of OpenCLIP count as layers of their own, as the WebUI's LoRA loader treats them.
+    Reads headers only. OpenCLIP's q, k and v projections count as layers of their own, as in the WebUI's LoRA loader.
 
     Raises:
         ModelError: the base cannot be read, or is of a kind that cannot be trained here.

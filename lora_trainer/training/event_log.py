@@ -32,8 +32,9 @@ class EventLog:
         if self._board is not None:
             self._board.close()
 
-    def emit(self, event: TrainEvent) -> None:
-        """Writes the event, then shows it."""
+    def emit(self, kind: str, **data: Any) -> None:
+        """Writes an event, then shows it."""
+        event = TrainEvent(kind, data)
         self._writer.write(event)
         if self._board is not None and event.kind == "step":
             for name in ("loss", "learning_rate", "grad_norm"):
@@ -47,4 +48,4 @@ def _open_board(folder: RunFolder, first_step: int) -> Any:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError:  # the check has said so, with the pip command
         return None
-    return SummaryWriter(str(folder.logs_dir), purge_step=first_step + 1 if first_step else None)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder.logs_dir), purge_step=first_step + 1 if first_step else None)

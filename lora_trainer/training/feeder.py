@@ -108,7 +108,7 @@ class Feeder:
         self._model, self._objective, self._settings, self._device = model, objective, settings, device
         self._epoch: _Epoch | None = None
         # Not the plan's batch size, which decides the order of the epoch: the plan's batches are cut into pieces of this many.
-        self._max_items = settings.batch_size
+        self.max_items = settings.batch_size
         self.steps_per_epoch = -(-len(self._plan(0)) // settings.accumulation)
 
     def epoch_of(self, step: int) -> int:
@@ -120,14 +120,14 @@ class Feeder:
         epoch = self._open_epoch(self.epoch_of(step))
         first = (step % self.steps_per_epoch) * self._settings.accumulation
         batches = epoch.batches[first : first + self._settings.accumulation]
-        pieces = [batch[start : start + self._max_items] for batch in batches for start in range(0, len(batch), self._max_items)]
+        pieces = [batch[start : start + self.max_items] for batch in batches for start in range(0, len(batch), self.max_items)]
         return [self._make_batch(epoch, piece) for piece in pieces]
 
     def split_batches(self) -> bool:
-        """Halves the micro-batches from now on; a step keeps its items, and each item its draws. False when they hold one item."""
-        if self._max_items == 1:
+        """Halves the micro-batches from now on; a step keeps its items, and each item its draws. False at one item."""
+        if self.max_items == 1:
             return False
-        self._max_items = -(-self._max_items // 2)
+        self.max_items = -(-self.max_items // 2)
         return True
 
     def _plan(self, epoch: int) -> list[list[Placed]]:

@@ -11,16 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from lora_trainer.control import TrainControl
 from lora_trainer.errors import TrainingError
-from lora_trainer.events import TrainEvent
+from lora_trainer.events import Emit
 from lora_trainer.models.family import Objective, TrainableModel
 from lora_trainer.training.feeder import Batch, Feeder
+from lora_trainer.training.memory import MemoryLadder, is_out_of_memory, memory_in_use
 from lora_trainer.training.precision import Precision
 from lora_trainer.training.schedules import rate_factor
 from lora_trainer.training.state import TrainState
@@ -75,7 +76,7 @@ class Trainer:
         model, parameters: the base, and the trainable weights in it.
         optimizer: holds `parameters`, in groups that carry "base_lr".
         feeder: gives the batches of a step.
-        precision, objective, settings: see their types.
+        precision, objective, ladder, settings: see their types.
         state: where to begin; kept up to date.
         control, poll: requests from outside; `poll` is called once a step to fetch them.
         emit: takes events.
@@ -91,15 +92,16 @@ class Trainer:
         feeder: Feeder,
         precision: Precision,
         objective: Objective,
+        ladder: MemoryLadder,
         settings: LoopSettings,
         state: TrainState,
         control: TrainControl,
         poll: Callable[[], None],
-        emit: Callable[[TrainEvent], None],
+        emit: Emit,
         save: Callable[[], None],
     ) -> None:
         self.model, self.parameters, self.optimizer, self.feeder = model, parameters, optimizer, feeder
-        self.precision, self.objective, self.settings, self.state = precision, objective, settings, state
+        self.precision, self.objective, self.ladder, self.settings, self.state = precision, objective, ladder, settings, state
         self.control, self.poll, self.emit, self.save = control, poll, emit, save
         self.skips_in_a_row = 0
         self.saved_step = state.step
@@ -127,11 +129,10 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        batches = self.feeder.step_batches(step)
-        result = self._compute_gradients(batches)
+        result = self._compute_gradients(step)
         # Only the scaled gradient overflowed: the same batch again at half the scale.
         while not result.is_finite and all(map(math.isfinite, result.losses)) and self.precision.shrink():
-            result = self._compute_gradients(batches)
+            result = self._compute_gradients(step)
         if result.is_finite:
             self.optimizer.step()
             self.precision.count_good_step()
@@ -142,8 +143,24 @@ class Trainer:
         self.state.step += 1
         self._report(result, started)
 
-    def _compute_gradients(self, batches: list[Batch]) -> StepResult:
-        """Leaves the clipped gradient of the step's mean loss in the parameters. Waits for the device once, at its end."""
+    def _compute_gradients(self, step: int) -> StepResult:
+        """Leaves the clipped gradient of a step's mean loss in the parameters, with smaller batches if memory runs out."""
+        while True:
+            try:
+                return self._accumulate(self.feeder.step_batches(step))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                self.ladder.step_down(step)
+            except TrainingError:
+                self._save_once()
+                raise
+
+    def _accumulate(self, batches: list[Batch]) -> StepResult:
+        """Runs forward and backward of each batch, and clips. Waits for the device once, at its end."""
         self.optimizer.zero_grad(set_to_none=True)
         # The mean is over the items of the step, so a batch that is split or smaller than others counts by its items.
         total_weight = sum(len(batch) for batch in batches)
@@ -165,16 +182,16 @@ class Trainer:
         self.skips_in_a_row += 1
         culprits = [name for name, loss in zip(result.names, result.losses, strict=True) if not math.isfinite(loss)]
         what = f"the loss of {', '.join(culprits)}" if culprits else f"the gradient of {', '.join(result.names)}"
-        self._emit("warning", message=f"step {self.state.step + 1}: {what} is not finite; the step was skipped.")
+        self.emit("warning", message=f"step {self.state.step + 1}: {what} is not finite; the step was skipped.")
         if self.skips_in_a_row >= self.settings.max_skips:
             raise TrainingError(
-                f"{self.skips_in_a_row} steps in a row gave numbers that are not finite, so the run was stopped with its last good weights. "
+                f"{self.skips_in_a_row} steps in a row gave non-finite numbers. The run stopped at its last good weights. "
                 "Set precision to fp32 (or bf16 on a card that has it), or learning_rate to a third "
                 f"({self.optimizer.param_groups[0]['base_lr'] / 3:.1g}), and start again; check the pictures named above."
             )
 
     def _report(self, result: StepResult, started: float) -> None:
-        self._emit(
+        self.emit(
             "step",
             step=self.state.step,
             epoch=round(self.state.step / self.feeder.steps_per_epoch, 3),
@@ -192,12 +209,12 @@ class Trainer:
         if not self.control.is_requested("stop"):
             return False
         self._save_once()
-        self._emit("stopped", step=self.state.step)
+        self.emit("stopped", step=self.state.step)
         return True
 
     def _pause(self) -> None:
         self._save_once()
-        self._emit("paused", step=self.state.step)
+        self.emit("paused", step=self.state.step)
         while self.control.is_requested("pause") and not self.control.is_requested("stop"):
             time.sleep(PAUSE_POLL_SECONDS)
             self.poll()
@@ -210,9 +227,6 @@ class Trainer:
             self.save()
             self.saved_step = self.state.step
 
-    def _emit(self, kind: str, **data: Any) -> None:
-        self.emit(TrainEvent(kind, data))
-
 
 @contextmanager
 def seeded(seed: int, device: torch.device, *, enabled: bool) -> Iterator[None]:
@@ -224,12 +238,3 @@ def seeded(seed: int, device: torch.device, *, enabled: bool) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Returns the peak of the device's allocated memory in bytes; on a CPU the memory of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)

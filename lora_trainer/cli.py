@@ -1,0 +1,220 @@
+"""The command line: train, check, inspect, list, control. Each command imports what it needs itself.
+
+Exit codes: 0 done, 1 failed, 2 bad configuration, 130 stopped by Ctrl-C after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_trainer.config import parse
+from lora_trainer.config.presets import load_presets
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.control import COMMANDS, TrainControl
+from lora_trainer.errors import ConfigError, LoraTrainerError, Problem
+from lora_trainer.registry import Registry, did_you_mean
+
+if TYPE_CHECKING:
+    from lora_trainer.plan import TrainPlan
+
+DONE, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 130
+TABLES = ("models", "adapters", "optimizers", "schedules", "presets")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit code."""
+    options = _build_parser().parse_args(list(arguments))
+    try:
+        return int(options.run(options))
+    except ConfigError as error:
+        _print_problems(error.problems)
+        return BAD_CONFIG
+    except LoraTrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lora_trainer", description="Train LoRA files for the Stable Diffusion WebUI."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(run=run)
+        return command
+
+    for name, run, help in (
+        ("train", _train, "Train by a YAML file; an interrupted run goes on where it was."),
+        ("check", _check, "Show the problems and the plan of a YAML file; train nothing."),
+    ):
+        command = add(name, run, help)
+        command.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="the settings")
+        command.add_argument("--preset", metavar="NAME", help="values that the file's win over; see: list presets")
+        command.add_argument(
+            "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="values that win over the file's"
+        )
+        if name == "train":
+            command.add_argument("--fresh", action="store_true", help="move an old run in output_dir aside and start over")
+    command = add("inspect", _inspect, "Show what is in a LoRA file, and test whether the WebUI will apply it.")
+    command.add_argument("file", type=Path, metavar="FILE.safetensors")
+    command.add_argument("--base", type=Path, metavar="CHECKPOINT", help="also test every key against this base model")
+    command = add("list", _list, "Show what can be chosen.")
+    command.add_argument("table", choices=TABLES)
+    command = add("control", _control, "Ask a training that runs in another window to stop, pause, continue, save or sample.")
+    command.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="its output_dir")
+    command.add_argument("request", choices=COMMANDS)
+    return parser
+
+
+def _read_config(options: argparse.Namespace) -> TrainConfig:
+    presets = load_presets()
+    if options.preset is not None and options.preset not in presets:
+        names = tuple(presets)
+        raise ConfigError(
+            [
+                Problem(
+                    "--preset",
+                    f"{options.preset!r} does not exist{did_you_mean(options.preset, names)} Known: {', '.join(names)}.",
+                )
+            ]
+        )
+    preset = presets[options.preset].values if options.preset else {}
+    return parse.load_config(options.config, parse.parse_overrides(options.set), preset)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from lora_trainer.progress import ProgressView
+    from lora_trainer.training.run import train
+
+    config = _read_config(options)
+    control = TrainControl()
+    with stop_on_ctrl_c(control), ProgressView() as view:
+        result = train(config, control=control, watch=view.show, fresh=options.fresh)
+    if result.status == "stopped":
+        print(f"Stopped and saved at step {result.step}. The same command continues from there.")
+        return STOPPED
+    if result.was_done_before:
+        print(f"This run is finished: {result.path}\nMore epochs extend it; --fresh starts over.")
+        return DONE
+    assert result.path is not None
+    _print_report(result.path)
+    print(f"\nDone: {result.path}")
+    print(f"Put it into the WebUI's models/Lora folder and write <lora:{result.path.stem}:0.7> in the prompt.")
+    return DONE
+
+
+def _check(options: argparse.Namespace) -> int:
+    from lora_trainer.plan import make_plan
+
+    config = _read_config(options)
+    plan = make_plan(config)
+    _print_problems(plan.problems)
+    print(describe_plan(config, plan))
+    return DONE
+
+
+def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
+    """Returns the plan as lines of text: base, pictures, buckets, and how the number of steps comes about."""
+    from lora_trainer.dataset.buckets import histogram
+
+    scan, detection = plan.scan, plan.detection
+    num_examples = sum(item.repeats for item in scan.items)
+    batch = f"batch {config.batch_size}"
+    if config.gradient_accumulation_steps > 1:
+        batch += f" x {config.gradient_accumulation_steps} accumulated"
+    predicts = detection.prediction_type or "epsilon or v, known after loading"
+    lines = [
+        f"Base      {detection.path.name}: {detection.family}, predicts {predicts}",
+        *(f"          {note}" for note in detection.notes),
+        f"Pictures  {len(scan.items)} of {scan.num_found} used, {num_examples} with repeats, at {plan.resolution} pixels",
+        *(f"          {bucket!s:>10}  {count:>5}" for bucket, count in histogram(plan.buckets).items()),
+        f"Steps     {num_examples} pictures x {plan.num_epochs:g} epochs / {batch} = {plan.total_steps} steps "
+        f"({plan.steps_per_epoch} per epoch)",
+        f"Output    {config.output_dir}, LoRA name {config.name}",
+    ]
+    return "\n".join(lines)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    return DONE if _print_report(options.file, options.base) else FAILED
+
+
+def _print_report(path: Path, base: Path | None = None) -> bool:
+    """Prints what is in a LoRA file and its self-test; returns whether all of it passed."""
+    from lora_trainer.adapters.inspect import inspect_file
+    from lora_trainer.adapters.report import format_checks, format_report
+    from lora_trainer.adapters.self_test import self_test
+    from lora_trainer.models.webui import webui_layers
+
+    print(format_report(inspect_file(path)))
+    checks = self_test(path, webui_layers(base) if base else None)
+    print(format_checks(checks))
+    return all(check.passed for check in checks)
+
+
+def _list(options: argparse.Namespace) -> int:
+    if options.table == "presets":
+        for preset in load_presets().values():
+            print(f"{preset.name}: {preset.label}. {preset.help}")
+            for key, value in preset.values.items():
+                print(f"    {key + ': ' + str(value):<32} {preset.reasons[key]}")
+        return DONE
+    for entry in _load_table(options.table):
+        package = f" Needs: pip install {entry.package}" if entry.package else ""
+        print(f"{entry.name:<12} {entry.label}. {entry.help}{package}")
+    return DONE
+
+
+def _load_table(name: str) -> Registry:
+    import importlib
+
+    module, table = {
+        "models": ("lora_trainer.models.table", "FAMILIES"),
+        "adapters": ("lora_trainer.adapters.table", "ADAPTERS"),
+        "optimizers": ("lora_trainer.training.optimizers", "OPTIMIZERS"),
+        "schedules": ("lora_trainer.training.schedules", "SCHEDULES"),
+    }[name]
+    found: Registry = getattr(importlib.import_module(module), table)
+    return found
+
+
+def _control(options: argparse.Namespace) -> int:
+    from lora_trainer.run_folder import RunFolder
+
+    folder = RunFolder(options.run_folder)
+    if not folder.job_path.exists():
+        print(f"error: {options.run_folder} is no run folder. Give the output_dir of the training.", file=sys.stderr)
+        return FAILED
+    folder.post_command(options.request)
+    print(f"Asked for: {options.request}. The training takes it up after its current step.")
+    return DONE
+
+
+@contextmanager
+def stop_on_ctrl_c(control: TrainControl) -> Iterator[None]:
+    """Within it the first Ctrl-C asks for a stop that saves; the second ends the program at once."""
+
+    def handle(signum: int, frame: object) -> None:
+        if control.is_requested("stop"):
+            raise KeyboardInterrupt
+        control.request("stop")
+        print("\nStopping after this step, and saving. Ctrl-C again ends at once, back to the last save.", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _print_problems(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        print(f"{problem.severity}: {problem}", file=sys.stderr)

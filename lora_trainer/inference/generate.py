@@ -1,0 +1,183 @@
+"""Draws one picture from a prompt, with a loaded base as it stands: with LoRAs applied, or with an adapter in training.
+
+Prompts are taken as they are; the WebUI's syntax for emphasis is not read. The model is left as it was found: training mode,
+devices, and the random numbers of everyone else.
+
+Shapes: h and w an eighth of the picture's height and width. Of two items the first is the negative prompt, the second the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lora_trainer.errors import ConfigError, ModelError, Problem
+from lora_trainer.inference.samplers import SAMPLERS
+
+if TYPE_CHECKING:
+    from lora_trainer.adapters.adapter import Adapter
+    from lora_trainer.models.diffusion import DiffusionModel
+    from lora_trainer.models.family import Tensors
+
+OnStep = Callable[[int, int], None]
+SIZE_STEP = 8  # pixels to a latent
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """What is drawn, and how.
+
+    Attributes:
+        prompt, negative_prompt: what to draw, and what to draw away from.
+        width, height: in pixels, multiples of 8 from 64 to 4096.
+        steps: of the sampler, 2 to 150. 20 is usual.
+        cfg_scale: how closely the prompt is followed, 1 to 30. 1 ignores the negative prompt; 7 is usual.
+        seed: of the noise. The same seed and settings give the same picture, as the WebUI's noise source "CPU" does.
+        sampler: a name in the table of samplers.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int = 512
+    height: int = 512
+    steps: int = 20
+    cfg_scale: float = 7.0
+    seed: int = 0
+    sampler: str = "euler_a"
+
+    def problems(self) -> list[Problem]:
+        """Returns every value that cannot be used."""
+        found = []
+        for name in ("width", "height"):
+            value = getattr(self, name)
+            if value % SIZE_STEP or not 64 <= value <= 4096:
+                found.append(Problem(name, f"({value}) must be a multiple of {SIZE_STEP} from 64 to 4096; 512 is usual for SD1."))
+        if not 2 <= self.steps <= 150:
+            found.append(Problem("steps", f"({self.steps}) must be from 2 to 150; 20 is usual."))
+        if not 1 <= self.cfg_scale <= 30:
+            found.append(Problem("cfg_scale", f"({self.cfg_scale}) must be from 1 to 30; 7 is usual."))
+        if not 0 <= self.seed < 2**63:
+            found.append(Problem("seed", f"({self.seed}) must be from 0 to {2**63 - 1}."))
+        if self.sampler not in SAMPLERS.names():
+            found.append(Problem("sampler", f"{self.sampler!r} does not exist. Known: {', '.join(SAMPLERS.names())}."))
+        return found
+
+
+@torch.no_grad()
+def generate(model: DiffusionModel, settings: GenerateSettings, *, on_step: OnStep | None = None) -> Image.Image:
+    """Returns the picture of a prompt.
+
+    Args:
+        model: in whatever state it is; it is in evaluation mode meanwhile and its encoders are on its device.
+        on_step: called with the steps done and their number after each. Whatever it raises ends the drawing, and leaves the model
+            as it was: that is how to cancel.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+        ModelError: the numbers overflowed.
+    """
+    if problems := settings.problems():
+        raise ConfigError(problems)
+    with _evaluating([*model.parts.values(), model.vae]), _autocast(model):
+        conditions = _encode_prompts(model, settings)
+        latents = _sample(model, settings, conditions, on_step)
+        with _on_device([model.vae], model.settings.device):
+            pixels = model.decode_latents(latents)[0]
+    if not torch.isfinite(pixels).all():
+        raise ModelError(
+            f"The picture came out as not-a-number (the base computes in {str(model.settings.dtype).removeprefix('torch.')}). "
+            "Take precision fp32 or bf16, or a lower weight of the LoRA."
+        )
+    return _to_picture(pixels)
+
+
+def preview(
+    model: DiffusionModel, adapter: Adapter, settings: GenerateSettings, *, on_step: OnStep | None = None
+) -> tuple[Image.Image, Image.Image]:
+    """Returns the picture of the untouched base and that with the adapter in training, from the same noise.
+
+    For a picture with the adapter alone, `generate` will do.
+    """
+    with adapter.disabled():
+        base = generate(model, settings, on_step=on_step)
+    return base, generate(model, settings, on_step=on_step)
+
+
+def _encode_prompts(model: DiffusionModel, settings: GenerateSettings) -> Tensors:
+    """Returns what the denoiser is told, each tensor with both items, on the model's device."""
+    device = model.settings.device
+    with _on_device(model.text_encoders, device):
+        conditions = model.encode_texts([settings.negative_prompt, settings.prompt])
+    if "pooled_text" in conditions and not settings.negative_prompt:
+        # SDXL was trained with zeros for no caption, and the WebUI gives it zeros for an empty negative prompt.
+        for tensor in conditions.values():
+            tensor[0] = 0
+    size = (settings.width, settings.height)
+    for name, tensor in model.size_condition(size, (0, 0), size).items():
+        conditions[name] = tensor.expand(2, *tensor.shape)
+    return {name: tensor.to(device) for name, tensor in conditions.items()}
+
+
+def _sample(model: DiffusionModel, settings: GenerateSettings, conditions: Tensors, on_step: OnStep | None) -> Tensor:
+    """Returns clean latents, fp32 [1, 4, h, w]."""
+    device = model.settings.device
+    generator = torch.Generator("cpu").manual_seed(settings.seed)
+    scheduler = SAMPLERS.get(settings.sampler).load()(model.schedule)
+    scheduler.set_timesteps(settings.steps, device=device)
+    shape = (1, 4, settings.height // SIZE_STEP, settings.width // SIZE_STEP)
+    latents = torch.randn(shape, generator=generator).to(device) * float(scheduler.init_noise_sigma)
+    total = len(scheduler.timesteps)
+    for done, timestep in enumerate(scheduler.timesteps, start=1):
+        noisy = scheduler.scale_model_input(latents, timestep).expand(2, *shape[1:])
+        negative, positive = model.denoise(noisy, timestep.expand(2), conditions).float().chunk(2)
+        guided = negative + settings.cfg_scale * (positive - negative)
+        latents = scheduler.step(guided, timestep, latents, generator=generator).prev_sample
+        if on_step:
+            on_step(done, total)
+    return latents
+
+
+def _to_picture(pixels: Tensor) -> Image.Image:
+    """Turns [3, H, W] in [-1, 1] into a picture."""
+    values = (pixels.clamp(-1, 1) + 1) * 127.5
+    return Image.fromarray(values.round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def _autocast(model: DiffusionModel) -> AbstractContextManager[object]:
+    """Lets an adapter's fp32 weights meet a base in half precision."""
+    settings = model.settings
+    if settings.dtype is torch.float32:
+        return nullcontext()
+    return torch.autocast(settings.device.type, settings.dtype)
+
+
+@contextmanager
+def _evaluating(roots: list[nn.Module]) -> Iterator[None]:
+    """Within it dropout is off; afterwards each module is in the mode in which it was."""
+    before = [(module, module.training) for root in roots for module in root.modules()]
+    for root in roots:
+        root.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
+
+
+@contextmanager
+def _on_device(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
+    """Within it the modules are on the device; training keeps those that it does not need on the CPU."""
+    before = [next(module.parameters()).device for module in modules]
+    try:
+        for module in modules:
+            module.to(device)
+        yield
+    finally:
+        for module, home in zip(modules, before, strict=True):
+            module.to(home)

@@ -1,0 +1,80 @@
+"""The table of samplers: diffusers' schedulers, set up to walk the same noise levels as the WebUI's samplers of those names.
+
+An entry's target is `build(schedule: NoiseSchedule) -> scheduler`. Its options `sampler` and `schedule_type` are the WebUI's
+words for it, as they stand in a picture's parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lora_trainer.models.objective import NoiseSchedule
+from lora_trainer.registry import Entry, Registry
+
+_HERE = "lora_trainer.inference.samplers"
+
+SAMPLERS = Registry(
+    "sampler",
+    (
+        Entry(
+            name="euler_a",
+            label="Euler a",
+            help="Adds fresh noise at every step: soft, varied pictures; the WebUI's old default.",
+            target=f"{_HERE}:build_euler_a",
+            options={"sampler": "Euler a", "schedule_type": "Automatic"},
+        ),
+        Entry(
+            name="dpmpp_2m_karras",
+            label="DPM++ 2M Karras",
+            help="Settles quickly: 20 steps give a finished picture; the WebUI's default.",
+            target=f"{_HERE}:build_dpmpp_2m_karras",
+            options={"sampler": "DPM++ 2M", "schedule_type": "Karras"},
+        ),
+        Entry(
+            name="ddim",
+            label="DDIM",
+            help="The plain one: even steps, no fresh noise. Good for comparing.",
+            target=f"{_HERE}:build_ddim",
+            options={"sampler": "DDIM", "schedule_type": "Automatic"},
+        ),
+    ),
+)
+
+# A schedule that ends in pure noise would divide by zero; the smallest positive number of fp16 is what diffusers takes there.
+_LEAST_SIGNAL = 2.0**-24
+
+
+def build_euler_a(schedule: NoiseSchedule) -> Any:
+    """Returns Euler's method with ancestral noise (k-diffusion's `sample_euler_ancestral`, eta 1)."""
+    from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
+
+    return EulerAncestralDiscreteScheduler(**_common(schedule), timestep_spacing="linspace")
+
+
+def build_dpmpp_2m_karras(schedule: NoiseSchedule) -> Any:
+    """Returns DPM-Solver++ of second order (arXiv 2211.01095) on the noise levels of arXiv 2206.00364, equation 5."""
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    # The library lowers the order of the last steps of short runs; the WebUI does so for the very last alone.
+    return DPMSolverMultistepScheduler(**_common(schedule), use_karras_sigmas=True, lower_order_final=False)
+
+
+def build_ddim(schedule: NoiseSchedule) -> Any:
+    """Returns DDIM (arXiv 2010.02502) with eta 0."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    return DDIMScheduler(
+        **_common(schedule), clip_sample=False, set_alpha_to_one=False, timestep_spacing="leading", steps_offset=1
+    )
+
+
+def _common(schedule: NoiseSchedule) -> dict[str, Any]:
+    """Returns what every scheduler is told of the base; its noise schedule is taken over as it is, zero terminal SNR included."""
+    alphas_cumprod = schedule.alphas_cumprod.double().cpu().clamp(min=_LEAST_SIGNAL)
+    alphas = alphas_cumprod.clone()
+    alphas[1:] /= alphas_cumprod[:-1]
+    return {
+        "num_train_timesteps": schedule.num_timesteps,
+        "trained_betas": (1 - alphas).tolist(),
+        "prediction_type": schedule.prediction_type,
+    }

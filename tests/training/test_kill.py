@@ -1,0 +1,70 @@
+"""Six kills at random moments, caching and saving among them; what is left always continues to the same bytes."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from lora_trainer.config.parse import dump_config
+from tests.training.test_families import article_config
+
+ROOT = Path(__file__).parents[2]
+NUM_KILLS = 6
+
+
+def start(folder: Path, name: str, kill_at: int = 0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.training.kill_child", str(folder / name), str(folder / f"{name}.yaml"), str(kill_at)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+def make_run(folder: Path, name: str) -> Path:
+    """Writes the settings of a run, and returns where its LoRA will be."""
+    config = article_config(
+        folder / "inputs",
+        "sd1",
+        output_dir=str(folder / name / "runs" / "ink"),
+        cache_dir=str(folder / name / "cache"),
+        max_train_steps="9",
+        save_steps="2",
+        lora_dropout="0.2",
+        shuffle_tags="false",
+        batch_size="2",
+        log_with="none",
+    )
+    dump_config(config, folder / f"{name}.yaml")
+    return config.output_dir / "ink.safetensors"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a signal of Unix; Windows has TerminateProcess")
+def test_six_kills_end_with_the_bytes_of_an_undisturbed_run(tmp_path):
+    whole_path, killed_path = make_run(tmp_path, "whole"), make_run(tmp_path, "killed")
+    whole = start(tmp_path, "whole")
+    assert whole.returncode == 0, whole.stderr
+    num_touches = int(whole.stdout.rsplit("touched ", 1)[1])
+    rng, kills = random.Random(20), 0
+    while kills < NUM_KILLS:
+        # Early in each start, or six kills would not fit: the first ones land in caching, later ones in training and saving.
+        result = start(tmp_path, "killed", kill_at=rng.randint(2, num_touches // 3))
+        assert result.returncode == -signal.SIGKILL, f"kill {kills} came too late: {result.stdout}{result.stderr}"
+        kills += 1
+    last = start(tmp_path, "killed")
+    assert last.returncode == 0, last.stderr
+    one, other = (safetensors.torch.load(path.read_bytes()) for path in (whole_path, killed_path))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    leftovers = [path.name for path in (tmp_path / "killed").rglob("*.tmp")]
+    assert len(leftovers) <= NUM_KILLS, f"temporary files pile up: {leftovers}"

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from lora_trainer.control import TrainControl
+from lora_trainer.errors import ConfigError, RunFolderError, TrainingError
+from lora_trainer.events import fold_steps, read_events
+from lora_trainer.run_folder import RunFolder
+from lora_trainer.training.run import train
+from tests.training import toy
+
+TOTAL_STEPS = 24  # 3 pictures in each of 2 buckets: 4 batches of at most 2; 6 epochs
+
+
+def run(config, *, fresh=False, stop_at=None, control=None):
+    """Trains, and stops after a step when asked."""
+    events, control = [], control or TrainControl()
+
+    def watch(event):
+        events.append(event)
+        if event.kind == "step" and event.data["step"] == stop_at:
+            control.request("stop")
+
+    return train(config, control=control, watch=watch, fresh=fresh), events
+
+
+def tensors_of(path):
+    return safetensors.torch.load(path.read_bytes())
+
+
+def assert_same_file(one, other):
+    one, other = tensors_of(one), tensors_of(other)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def losses_of(events):
+    return [event.data["loss"] for event in events if event.kind == "step"]
+
+
+@pytest.mark.hosts
+def test_a_run_learns_and_leaves_every_file(toy_config):
+    result, events = run(toy_config())
+    assert (result.status, result.step) == ("finished", TOTAL_STEPS)
+    losses = losses_of(events)
+    folder = RunFolder(result.path.parent)
+    assert {path.name for path in folder.path.iterdir()} >= {
+        "config.yaml",
+        "job.json",
+        "events.jsonl",
+        "toy.safetensors",
+        *(f"toy-step{step:08d}.safetensors" for step in (5, 10, 15, 20)),
+    }
+    assert folder.read_job() | {"status": "finished", "step": TOTAL_STEPS, "name": "toy"} == folder.read_job()
+    assert losses_of(read_events(folder.events_path)) == losses
+    assert [path.name for path in sorted(folder.state_dir.iterdir())] == [
+        "step-00000020.safetensors",
+        "step-00000024.safetensors",
+    ]
+
+
+def test_the_loss_falls(toy_config):
+    _, events = run(toy_config(epochs="60", lora_rank="32", save_steps="0"))
+    losses = losses_of(events)
+    assert sum(losses[-40:]) < 0.75 * sum(losses[:40])
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 13])
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora_dropout": "0.3", "shuffle_tags": "true", "caption_dropout": "0.3", "lr_scheduler": "cosine"}]
+)
+def test_stopped_and_continued_ends_with_the_same_bytes(toy_config, tmp_path, stop_at, changes):
+    whole, whole_events = run(toy_config(output_dir=str(tmp_path / "whole" / "toy"), **changes))
+    config = toy_config(**changes)
+    stopped, _ = run(config, stop_at=stop_at)
+    assert (stopped.status, stopped.step, stopped.path) == ("stopped", stop_at, None)
+    continued, events = run(config)
+    assert_same_file(whole.path, continued.path)
+    assert [event.data["step"] for event in events if event.kind == "resumed"] == [stop_at]
+    history = fold_steps(read_events(RunFolder(config.output_dir).events_path))
+    assert losses_of(history) == losses_of(whole_events)
+
+
+def test_a_finished_run_says_so_and_more_epochs_extend_it(toy_config, tmp_path):
+    run(toy_config())
+    again, events = run(toy_config())
+    assert (again.was_done_before, again.step, events) == (True, TOTAL_STEPS, [])
+    extended, _ = run(toy_config(epochs="9"))
+    at_once, _ = run(toy_config(epochs="9", output_dir=str(tmp_path / "once" / "toy")))
+    assert extended.step == 36
+    assert_same_file(extended.path, at_once.path)
+
+
+def test_other_settings_are_refused_and_fresh_starts_over(toy_config):
+    first, _ = run(toy_config())
+    with pytest.raises(RunFolderError, match="other settings: seed"):
+        run(toy_config(seed="1"))
+    result, _ = run(toy_config(seed="1"), fresh=True)
+    assert result.status == "finished"
+    assert (first.path.parent.with_name("toy.old-1") / "toy.safetensors").exists()
+
+
+def test_text_that_is_trained_ahead_is_the_same_as_cached(toy_config, tmp_path):
+    cached, _ = run(toy_config())
+    varied, _ = run(toy_config(shuffle_tags="true", keep_tokens="3", output_dir=str(tmp_path / "varied" / "toy")))
+    assert_same_file(cached.path, varied.path)
+
+
+def test_a_picture_that_changed_is_encoded_anew(toy_config, pictures):
+    first, _ = run(toy_config())
+    (pictures / "0.png").write_bytes((pictures / "2.png").read_bytes())
+    second, _ = run(toy_config(), fresh=True)
+    with pytest.raises(AssertionError):
+        assert_same_file(first.path.parent.with_name("toy.old-1") / "toy.safetensors", second.path)
+
+
+def test_save_pause_continue_and_stop_reach_a_running_training(toy_config):
+    config, control, seen = toy_config(), TrainControl(), []
+    folder = RunFolder(config.output_dir)
+
+    def watch(event):
+        seen.append(event.kind)
+        if event.kind == "step" and event.data["step"] == 2:
+            folder.post_command("save")
+        if event.kind == "step" and event.data["step"] == 3:
+            folder.post_command("pause")
+        if event.kind == "paused":
+            folder.post_command("continue")
+        if event.kind == "step" and event.data["step"] == 7:
+            folder.post_command("stop")
+
+    result = train(config, control=control, watch=watch)
+    assert (result.status, result.step) == ("stopped", 7)
+    assert "paused" in seen
+    assert folder.step_path("toy", 3).exists()
+    assert folder.status == "stopped"
+
+
+def test_a_stop_while_caching_is_a_stop(toy_config):
+    control = TrainControl()
+    result = train(toy_config(), control=control, watch=lambda event: control.request("stop"))
+    assert (result.status, result.step) == ("stopped", 0)
+    assert run(toy_config())[0].status == "finished"
+
+
+class TestNotFinite:
+    @pytest.fixture
+    def poison(self, monkeypatch):
+        """Makes the loss of chosen steps NaN, after the model has been asked."""
+        real, calls = toy.ToyModel.losses, []
+
+        def install(bad_calls):
+            def losses(self, batch, draws, objective):
+                calls.append(1)
+                values = real(self, batch, draws, objective)
+                return values * float("nan") if len(calls) in bad_calls else values
+
+            monkeypatch.setattr(toy.ToyModel, "losses", losses)
+
+        return install
+
+    def test_a_bad_step_is_skipped_counted_and_named(self, toy_config, poison):
+        poison({4})
+        result, events = run(toy_config())
+        assert result.status == "finished"
+        warnings = [event.data["message"] for event in events if event.kind == "warning"]
+        (warning,) = [message for message in warnings if message.startswith("step")]
+        assert warning.startswith("step 4: the loss of ") and ".png" in warning
+        assert all(torch.isfinite(tensor).all() for tensor in tensors_of(result.path).values())
+
+    def test_five_in_a_row_end_the_run_with_its_last_good_state(self, toy_config, poison):
+        poison(set(range(8, 100)))
+        config = toy_config()
+        with pytest.raises(TrainingError, match=r"5 steps in a row .* precision to fp32"):
+            run(config)
+        folder = RunFolder(config.output_dir)
+        assert folder.status == "failed"
+        assert "5 steps in a row" in folder.read_job()["error"]
+        assert (folder.state_dir / "step-00000005.safetensors").exists()
+
+
+def test_problems_are_shown_before_anything_is_written(toy_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"train_data_dir: \(nowhere\)"):
+        run(toy_config(train_data_dir="nowhere"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_job_file_is_json_with_what_a_page_needs(toy_config):
+    result, _ = run(toy_config())
+    job = json.loads((result.path.parent / "job.json").read_text(encoding="utf-8"))
+    assert job["status"] == "finished" and job["step"] == TOTAL_STEPS and job["started_at"] > 0

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lora_trainer.training.optimizers import OPTIMIZERS, build_optimizer
+from lora_trainer.training.state import TrainState, load_state, save_state
+
+
+def make(name="adamw", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.nn.Parameter(torch.randn(4, 3, generator=generator))
+    optimizer = build_optimizer(name, [{"params": [weight], "lr": 0.01, "base_lr": 0.01}], weight_decay=0.1)
+    return weight, optimizer
+
+
+def take_step(weight, optimizer):
+    optimizer.zero_grad()
+    weight.pow(2).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.hosts
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_an_optimizer_continues_from_a_saved_state_with_the_same_bits(tmp_path, name):
+    weight, optimizer = make(name)
+    for _ in range(3):
+        take_step(weight, optimizer)
+    save_state(tmp_path, TrainState(step=3, item_losses={"a": [1.0, 2.0]}), {"w": weight.detach()}, optimizer)
+    other_weight, other_optimizer = make(name, seed=9)
+    state, lora, saved = load_state(tmp_path)
+    assert state == TrainState(step=3, item_losses={"a": [1.0, 2.0]})
+    other_optimizer.load_state_dict(saved)
+    with torch.no_grad():
+        other_weight.copy_(lora["w"])
+    for _ in range(4):
+        take_step(weight, optimizer)
+        take_step(other_weight, other_optimizer)
+    assert torch.equal(weight, other_weight)
+    assert other_optimizer.param_groups[0]["base_lr"] == 0.01
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_an_optimizer_lowers_a_quadratic(name):
+    weight, optimizer = make(name)
+    before = weight.pow(2).sum().item()
+    for _ in range(300):
+        take_step(weight, optimizer)
+    assert weight.pow(2).sum().item() < 0.5 * before
+
+
+def test_two_states_are_kept_and_a_damaged_one_falls_back_to_the_one_before(tmp_path, caplog):
+    _, optimizer = make()
+    for step in (10, 20, 30):
+        save_state(tmp_path, TrainState(step=step), {"w": torch.full((2,), float(step))}, optimizer)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000020.safetensors", "step-00000030.safetensors"]
+    newest = tmp_path / "step-00000030.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    state, lora, _ = load_state(tmp_path)
+    assert (state.step, lora["w"].tolist()) == (20, [20.0, 20.0])
+    assert "step-00000030" in caplog.text
+
+
+def test_no_state_is_none(tmp_path):
+    assert load_state(tmp_path / "nothing") is None
+
+
+def test_saving_leaves_the_file_free_to_be_replaced(tmp_path):
+    _, optimizer = make()
+    path = save_state(tmp_path, TrainState(step=1), {"w": torch.ones(2)}, optimizer)
+    _, lora, _ = load_state(tmp_path)
+    path.write_bytes(b"something else entirely, of another length")
+    assert lora["w"].tolist() == [1.0, 1.0]
