@@ -127,6 +127,20 @@ def write_clip_folder(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
+def write_captioner(captioner: BlipForConditionalGeneration, folder: Path) -> None:
+    """Writes the captioner's folder, weights in float16.
+
+    The output layer shares its weight with the word embeddings. Transformers 5 leaves such a weight out and version 4 then
+    makes a random one, so it is written here.
+    """
+    write_tokenizer(folder)
+    captioner.config.save_pretrained(str(folder))
+    tensors = {name: tensor.half().clone() for name, tensor in captioner.state_dict().items() if tensor.is_floating_point()}
+    words = next(tensor for name, tensor in tensors.items() if name.endswith("word_embeddings.weight"))
+    tensors.setdefault("text_decoder.cls.predictions.decoder.weight", words.clone())
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
 def export(work: Path, into: Path) -> None:
     """Writes `base/` and `captioner/` below `into`, weights in float16."""
     base = into / "base"
@@ -135,9 +149,7 @@ def export(work: Path, into: Path) -> None:
     save_file(tensors, str(base / "miniature.safetensors"), metadata={"format": "pt"})
     write_checkpoint_yaml(base / "miniature.yaml", scale)
     write_clip_folder(base / "clip")
-    captioner = BlipForConditionalGeneration.from_pretrained(str(work / "captioner"))
-    write_tokenizer(into / "captioner")
-    captioner.half().save_pretrained(str(into / "captioner"))
+    write_captioner(BlipForConditionalGeneration.from_pretrained(str(work / "captioner")), into / "captioner")
 
 
 if __name__ == "__main__":
