@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .paint import SIZE
-from .scenes import Layout, Scene, lay_out
+from .scenes import Layout, Points, Scene, lay_out
 
 SCALE = 3
 PAPER, GRID, LINE = (28, 70, 158), (58, 102, 186), (238, 244, 252)
@@ -58,13 +58,13 @@ class _Sheet:
             self._tree(*tree)
         return self.image
 
-    def _px(self, points) -> list[tuple[float, float]]:
+    def _px(self, points: Points) -> list[tuple[float, float]]:
         return [(x * self.side, y * self.side) for x, y in points]
 
-    def _line(self, points, width: float = 1.5) -> None:
+    def _line(self, points: Points, width: float = 1.5) -> None:
         self.draw.line(self._px(points), fill=LINE, width=round(width * SCALE), joint="curve")
 
-    def _shape(self, points) -> None:
+    def _shape(self, points: Points) -> None:
         """Draws a closed outline with bare paper inside."""
         mask = Image.new("L", self.image.size)
         ImageDraw.Draw(mask).polygon(self._px(points), fill=255)

@@ -113,7 +113,7 @@ def write_clip_folder(folder: Path) -> None:
     """Writes the text encoder's configuration and CLIP's vocabulary, without weights: those are in the checkpoint."""
     shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
     config = build_text_encoder().config.to_dict()
-    wanted = (
+    wanted: tuple[str, ...] = (
         "model_type",
         "vocab_size",
         "hidden_size",

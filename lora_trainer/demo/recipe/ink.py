@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from .paint import SIZE
-from .scenes import Layout, Scene, lay_out
+from .scenes import Layout, Points, Scene, lay_out
 
 SCALE = 3
 PAPER, INK = np.array([243.0, 241.0, 236.0]), np.array([26.0, 26.0, 29.0])
@@ -65,17 +65,17 @@ class _Sheet:
         """Takes ink away where something light stands in front of a wash."""
         self.density = self.density * (1 - mask)
 
-    def _polygon(self, points, blur: float = 0.003) -> np.ndarray:
+    def _polygon(self, points: Points, blur: float = 0.003) -> np.ndarray:
         mask = Image.new("L", (self.side, self.side))
         ImageDraw.Draw(mask).polygon([(x * self.side, y * self.side) for x, y in points], fill=255)
         return self._soften(mask, blur)
 
-    def _stroke(self, points, width: float, blur: float = 0.002) -> np.ndarray:
+    def _stroke(self, points: Points, width: float, blur: float = 0.002) -> np.ndarray:
         """Returns a brush stroke through the points that swells in its middle and ends thin."""
-        points = np.asarray(points, dtype=float)
-        length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+        path = np.asarray(points, dtype=float)
+        length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(path, axis=0).T))])
         along = np.linspace(0, 1, 70)
-        x, y = (np.interp(along * length[-1], length, points[:, i]) for i in (0, 1))
+        x, y = (np.interp(along * length[-1], length, path[:, i]) for i in (0, 1))
         radii = width / 2 * (0.35 + 0.65 * np.sin(np.pi * np.clip(along * 0.9 + 0.08, 0, 1))) * self.rng.uniform(0.85, 1.15, 70)
         mask = Image.new("L", (self.side, self.side))
         draw = ImageDraw.Draw(mask)
@@ -211,8 +211,8 @@ class _Sheet:
             dab = self._stroke([(px - 0.06 * height, py), (px + 0.06 * height, py + 0.01)], height * self.rng.uniform(0.09, 0.17))
             self._add(self.rng.uniform(0.3, 1.7) * tone * dab)
         if kind == "autumn":
-            for side in (-0.22, 0.2):
+            for reach in (-0.22, 0.2):
                 self._add(
                     0.7
-                    * self._stroke([(x + lean * 0.4, y - height * 0.4), (x + side * height, y - height * 0.75)], height * 0.05)
+                    * self._stroke([(x + lean * 0.4, y - height * 0.4), (x + reach * height, y - height * 0.75)], height * 0.05)
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .scenes import COLOURS, Layout, Scene, lay_out, shape_points
+from .scenes import COLOURS, Layout, Points, Scene, lay_out, shape_points
 
 SIZE = 128
 SCALE = 3
@@ -65,10 +65,10 @@ class _Canvas:
         rows = np.array(top) * (1 - mix) + np.array(bottom) * mix
         return Image.fromarray(np.repeat(np.clip(rows, 0, 255).astype(np.uint8), self.side, axis=1))
 
-    def _px(self, points) -> list[tuple[float, float]]:
+    def _px(self, points: Points) -> list[tuple[float, float]]:
         return [(x * self.side, y * self.side) for x, y in points]
 
-    def _polygon(self, points, colour: Colour) -> None:
+    def _polygon(self, points: Points, colour: Colour) -> None:
         self.draw.polygon(self._px(points), fill=colour)
 
     def _ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
@@ -80,7 +80,7 @@ class _Canvas:
     def _vary(self, colour: Colour, spread: int) -> Colour:
         return tuple(int(np.clip(c + d, 0, 255)) for c, d in zip(colour, self.rng.integers(-spread, spread + 1, 3), strict=True))  # type: ignore[return-value]
 
-    def _fill_gradient(self, points, colour: Colour) -> None:
+    def _fill_gradient(self, points: Points, colour: Colour) -> None:
         mask = Image.new("L", self.image.size)
         ImageDraw.Draw(mask).polygon(self._px(points), fill=255)
         self.image.paste(self._gradient(_shade(colour, 1.08), _shade(colour, 0.9)), mask=mask)

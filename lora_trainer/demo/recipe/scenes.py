@@ -6,11 +6,15 @@ exists in several styles. Coordinates are fractions of the picture, x to the rig
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 Point = tuple[float, float]
+Choice = TypeVar("Choice")
+Points = Sequence[Point | np.ndarray] | np.ndarray
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (216, 44, 44),
@@ -115,7 +119,7 @@ def _shape_scene(seed: int, rng: np.random.Generator) -> Scene:
     return replace(scene, ground=place)
 
 
-def _pick(rng: np.random.Generator, choices):
+def _pick(rng: np.random.Generator, choices: Sequence[Choice]) -> Choice:
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -271,7 +275,7 @@ def _ridges(rng: np.random.Generator, kind: str, horizon: float) -> tuple[np.nda
 
 def _hills(rng: np.random.Generator, base: float, height: float) -> np.ndarray:
     x = np.linspace(0, 1, 49)
-    y = sum(np.sin(2 * np.pi * f * x + rng.uniform(0, 6.3)) / f for f in (0.8, 1.5, 2.3))
+    y = np.sum([np.sin(2 * np.pi * f * x + rng.uniform(0, 6.3)) / f for f in (0.8, 1.5, 2.3)], axis=0)
     y = (y - y.min()) / (y.max() - y.min())
     return np.stack([x, base - height * (0.3 + 0.7 * y)], axis=1)
 

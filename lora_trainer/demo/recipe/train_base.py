@@ -16,6 +16,7 @@ import logging
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -240,7 +241,7 @@ class Trainer:
         torch.save(state | {"step": self.step, "seconds": self.seconds, "scale": self.scale}, self.work / "base.tmp")
         (self.work / "base.tmp").replace(self.work / "base.pt")
 
-    def _resume(self, state: dict) -> None:
+    def _resume(self, state: dict[str, Any]) -> None:
         self.models.load_state_dict(state["models"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

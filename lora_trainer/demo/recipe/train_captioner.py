@@ -15,7 +15,9 @@ import math
 import re
 import string
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +56,7 @@ def write_tokenizer(folder: Path) -> BertTokenizer:
         "processor_class": "BlipProcessor",
     }
     _write_json(folder / "tokenizer_config.json", settings | special | {"model_input_names": ["input_ids", "attention_mask"]})
-    picture = {
+    picture: dict[str, Any] = {
         "image_processor_type": "BlipImageProcessor",
         "processor_class": "BlipProcessor",
         "size": {"height": 128, "width": 128},
@@ -66,7 +68,7 @@ def write_tokenizer(folder: Path) -> BertTokenizer:
     return BertTokenizer.from_pretrained(str(folder))
 
 
-def _write_json(path: Path, content: dict) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
