@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from lora_trainer.errors import ConfigError, LoraTrainerError, Problem
 from lora_trainer.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
-    from lora_trainer.dataset.scan import Item
+    from lora_trainer.dataset.scan import DatasetScan, Item
     from lora_trainer.plan import TrainPlan
 
 DONE, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 130
@@ -128,7 +129,7 @@ def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
     from lora_trainer.dataset.buckets import histogram
 
     scan, detection = plan.scan, plan.detection
-    num_examples = sum(item.repeats for item in scan.items)
+    num_examples = sum(item.repeats for item in plan.items)
     batch = f"batch {config.batch_size}"
     if config.gradient_accumulation_steps > 1:
         batch += f" x {config.gradient_accumulation_steps} accumulated"
@@ -136,7 +137,9 @@ def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
     lines = [
         f"Base      {detection.path.name}: {detection.family}, predicts {predicts}",
         *(f"          {note}" for note in detection.notes),
-        f"Pictures  {len(scan.items)} of {scan.num_found} used, {num_examples} with repeats, at {plan.resolution} pixels",
+        f"Pictures  {_describe_scan(scan)}, at {' and '.join(map(str, plan.resolutions))} pixels",
+        *([f"          and {_describe_scan(plan.reg_scan)}, from {config.reg_data_dir}"] if plan.reg_scan else ()),
+        *(f"          weight {weight:g} for {count}" for weight, count in _count_weights(plan).items()),
         *([f"Held out  {len(plan.held_out)}: {_list_names(plan.held_out)}"] if plan.held_out else []),
         *(f"          {bucket!s:>10}  {count:>5}" for bucket, count in histogram(plan.buckets).items()),
         f"Steps     {num_examples} pictures x {plan.num_epochs:g} epochs / {batch} = {plan.total_steps} steps "
@@ -144,6 +147,16 @@ def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
         f"Output    {config.output_dir}, LoRA name {config.name}",
     ]
     return "\n".join(lines)
+
+
+def _describe_scan(scan: DatasetScan) -> str:
+    return f"{len(scan.items)} of {scan.num_found} used, {sum(item.repeats for item in scan.items)} with repeats"
+
+
+def _count_weights(plan: TrainPlan) -> dict[float, int]:
+    """Returns how many pictures have each weight; nothing where none has another than 1."""
+    counts = Counter(item.weight for item in (*plan.scan.items, *plan.reg_items))
+    return {} if set(counts) == {1.0} else dict(sorted(counts.items()))
 
 
 def _list_names(items: Sequence[Item], most: int = 5) -> str:
@@ -198,7 +211,7 @@ def _list(options: argparse.Namespace) -> int:
         return DONE
     for entry in _load_table(options.table):
         package = f" Needs: pip install {entry.package}" if entry.package else ""
-        print(f"{entry.name:<12} {entry.label}. {entry.help}{package}")
+        print(f"{entry.name:<20} {entry.label}. {entry.help}{package}")
     return DONE
 
 
@@ -208,8 +221,8 @@ def _load_table(name: str) -> Registry:
     module, table = {
         "models": ("lora_trainer.models.table", "FAMILIES"),
         "adapters": ("lora_trainer.adapters.table", "ADAPTERS"),
-        "optimizers": ("lora_trainer.training.optimizers", "OPTIMIZERS"),
-        "schedules": ("lora_trainer.training.schedules", "SCHEDULES"),
+        "optimizers": ("lora_trainer.training.table", "OPTIMIZERS"),
+        "schedules": ("lora_trainer.training.table", "SCHEDULES"),
     }[name]
     found: Registry = getattr(importlib.import_module(module), table)
     return found

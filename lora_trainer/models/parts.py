@@ -32,7 +32,7 @@ _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_att
 
 
 def load_unet(settings: ModelSettings, detection: Detection) -> UNet2DConditionModel:
-    """Loads the denoiser in `settings.dtype`, channels last."""
+    """Loads the denoiser in `settings.dtype`, channels last on a GPU."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     sizes = detection.facts.unet
@@ -42,9 +42,11 @@ def load_unet(settings: ModelSettings, detection: Detection) -> UNet2DConditionM
         tensors = convert.unet_to_diffusers(read_tensors(detection.path, UNET_PREFIX, dtype=settings.dtype), sizes)
     unet: UNet2DConditionModel = build_empty(lambda: UNet2DConditionModel(**sizes.diffusers_config()))
     fill(unet, tensors, source=f"The UNet of {detection.path}", device=settings.device)
-    for parameter in unet.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    if settings.device.type != "cpu":
+        # Tensor cores take convolutions in this order. On a CPU it gains nothing, and reordering would slow the loading.
+        for parameter in unet.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         # The library recomputes only in training mode; there is no dropout in the denoiser that this would switch on.

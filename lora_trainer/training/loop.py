@@ -22,8 +22,9 @@ from lora_trainer.events import Emit
 from lora_trainer.models.family import Objective, TrainableModel
 from lora_trainer.training.feeder import Batch, Feeder
 from lora_trainer.training.memory import MemoryLadder, is_out_of_memory, memory_in_use
+from lora_trainer.training.optimizers import effective_rate
 from lora_trainer.training.precision import Precision
-from lora_trainer.training.schedules import rate_factor
+from lora_trainer.training.schedules import Schedule
 from lora_trainer.training.state import TrainState
 
 Outcome = Literal["finished", "stopped"]
@@ -38,7 +39,7 @@ class LoopSettings:
         total_steps: where it ends.
         save_steps: a save each this many steps; 0 for none but the last.
         max_grad_norm: of clipping; 0 for none.
-        schedule, warmup_steps: see `schedules.rate_factor`.
+        schedule: of the learning rate.
         dropout: whether the adapter drops anything, so that its generator must be seeded.
         max_skips: skipped steps in a row that end the run.
     """
@@ -46,8 +47,7 @@ class LoopSettings:
     total_steps: int
     save_steps: int
     max_grad_norm: float
-    schedule: str
-    warmup_steps: int
+    schedule: Schedule
     dropout: bool
     max_skips: int = 5
 
@@ -137,9 +137,7 @@ class Trainer:
     def _take_step(self) -> None:
         started = time.perf_counter()
         step = self.state.step
-        factor = rate_factor(
-            self.settings.schedule, step, total_steps=self.settings.total_steps, warmup_steps=self.settings.warmup_steps
-        )
+        factor = self.settings.schedule.factor(step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         result = self._compute_gradients(step)
@@ -161,6 +159,9 @@ class Trainer:
         while True:
             try:
                 return self._accumulate(self.feeder.step_batches(step))
+            except TrainingError:  # a batch could not be had; the weights are those of the last step
+                self._save_once()
+                raise
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -173,7 +174,10 @@ class Trainer:
                 raise
 
     def _accumulate(self, batches: list[Batch]) -> StepResult:
-        """Runs forward and backward of each batch, and clips. Waits for the device once, at its end."""
+        """Runs forward and backward of each batch, and clips. Waits for the device once, at its end.
+
+        Gradients are of the weighed losses; the losses returned are without weights, so that runs can be compared.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         # The mean is over the items of the step, so a batch that is split or smaller than others counts by its items.
         total_weight = sum(len(batch) for batch in batches)
@@ -209,7 +213,7 @@ class Trainer:
             step=self.state.step,
             epoch=round(self.state.step / self.feeder.steps_per_epoch, 3),
             loss=result.loss if result.is_finite else None,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=effective_rate(self.optimizer),
             grad_norm=result.grad_norm if result.is_finite else None,
             seconds=round(time.perf_counter() - started, 4),
             memory_gib=round(memory_in_use(self.precision.device) / 2**30, 3),

@@ -29,6 +29,7 @@ from lora_trainer.plan import TrainPlan
 from lora_trainer.run_folder import RunFolder
 from lora_trainer.training.encoding import Encoder
 from lora_trainer.training.memory import describe_memory, free_memory, is_out_of_memory
+from lora_trainer.training.mirror import choose_version
 from lora_trainer.training.precision import Precision
 
 NUM_LEVELS = 4  # noise levels of a picture, one out of each quarter of the schedule
@@ -75,7 +76,7 @@ def prepare_pictures(encoder: Encoder, *, trains_text: bool) -> list[WatchedPict
     progress = encoder.progress
     encoder = replace(
         encoder,
-        plan=replace(plan, scan=replace(plan.scan, items=items), buckets=buckets),
+        plan=replace(plan, items=items, buckets=buckets),
         progress=lambda name: progress(f"{name} for validation"),
     )
     picture_keys = encoder.encode_pictures()
@@ -83,7 +84,7 @@ def prepare_pictures(encoder: Encoder, *, trains_text: bool) -> list[WatchedPict
 
     def load(index: int) -> Tensors:
         item, bucket = items[index], buckets[index]
-        tensors = dict(encoder.get(picture_keys[index], item.name))
+        tensors = choose_version(encoder.get(picture_keys[index], item.name), mirrored=False)
         if text_keys:
             tensors |= encoder.get(text_keys[index], item.name)
         _, left, top = crop_geometry((item.width, item.height), bucket)
@@ -97,7 +98,7 @@ def prepare_pictures(encoder: Encoder, *, trains_text: bool) -> list[WatchedPict
 
 def items_per_step(plan: TrainPlan, config: TrainConfig) -> int:
     """Returns how many items a step has at most."""
-    num_examples = sum(item.repeats for item in plan.scan.items)
+    num_examples = sum(item.repeats for item in plan.items)
     return min(num_examples, config.batch_size * config.gradient_accumulation_steps)
 
 
