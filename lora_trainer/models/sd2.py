@@ -9,14 +9,18 @@ from lora_trainer.models.diffusion import DiffusionModel
 from lora_trainer.models.family import ModelSettings, Tensors
 from lora_trainer.models.text import OPEN_CLIP_PADDING, encode_last, keep_layers, tokenize_captions
 
+CUT_OPEN_CLIP_H = (1024, 23)
+"""Width and layers of an OpenCLIP-H without its last layer, of 24."""
+
 
 class StableDiffusion2(DiffusionModel):
     """SD 2.0, 2.1 and the models made from them."""
 
     def _prepare_text_encoders(self) -> None:
-        # Single files keep the unused last layer; diffusers folders are saved without it.
-        if self.detection.layout == "original":
-            keep_layers(self.text_encoders[0], self.facts.text_encoders[0].layers - 1, keeps_final_norm=True)
+        # Single files keep the unused last layer; diffusers folders, and files made from them, are saved without it.
+        sizes = self.facts.text_encoders[0]
+        is_cut = self.detection.layout == "diffusers" or (sizes.width, sizes.layers) == CUT_OPEN_CLIP_H
+        keep_layers(self.text_encoders[0], sizes.layers - (0 if is_cut else 1), keeps_final_norm=True)
 
     def encode_texts(self, captions: Sequence[str]) -> Tensors:
         """Returns "text" [B, T, C]."""
