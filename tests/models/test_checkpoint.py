@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from lora_trainer.errors import ModelError
 from lora_trainer.models.checkpoint import build_empty, fill, hash_tensors, read_tensors
 from lora_trainer.models.family import ModelSettings
+from lora_trainer.models.sd2 import count_used_layers
 from lora_trainer.models.sizes import TextSizes
 from lora_trainer.models.table import load_model
 from tests import tiny
@@ -158,12 +159,11 @@ def test_text_encoders_without_the_text_model_level_are_read(base: Path, tmp_pat
     assert_same(states(path), states(base))
 
 
-def test_sd2_made_from_a_folder_keeps_the_layer_that_is_its_last(tmp_path: Path) -> None:
-    text = TextSizes(1024, 23, 16, 64, 300, 77, "gelu")
-    unet = replace(tiny.SIZES["sd2"].unet, context_width=1024)
-    path = tiny.make_checkpoint("sd2", tmp_path, sizes=tiny.TinySizes(unet, tiny.SIZES["sd2"].vae, (text,)))
-    encoder = load_model(ModelSettings(path)).parts["text_encoder"]
-    assert encoder.config.num_hidden_layers == 23  # type: ignore[union-attr]
+@pytest.mark.parametrize(
+    ("layout", "num_layers", "num_used"), [("original", 24, 23), ("original", 23, 23), ("diffusers", 23, 23)]
+)
+def test_sd2_uses_the_last_but_one_layer_also_of_files_that_lack_the_last(layout: Any, num_layers: int, num_used: int) -> None:
+    assert count_used_layers(TextSizes(1024, num_layers, 16, 4096, 49408, 77, "gelu"), layout) == num_used
 
 
 def test_sd2_with_its_text_encoder_in_sgms_place_is_read(tmp_path: Path) -> None:
