@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from lora_trainer.errors import ConfigError, LoraTrainerError, Problem
 from lora_trainer.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
+    from lora_trainer.dataset.scan import DatasetScan, Item
     from lora_trainer.plan import TrainPlan
 
 DONE, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 130
@@ -105,7 +107,8 @@ def _train(options: argparse.Namespace) -> int:
         print(f"This run is finished: {result.path}\nMore epochs extend it; --fresh starts over.")
         return DONE
     assert result.path is not None
-    _print_report(result.path)
+    _print_report(result.path, config.base_model)
+    print(_describe_validation(config))
     print(f"\nDone: {result.path}")
     print(f"Put it into the WebUI's models/Lora folder and write <lora:{result.path.stem}:0.7> in the prompt.")
     return DONE
@@ -126,7 +129,7 @@ def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
     from lora_trainer.dataset.buckets import histogram
 
     scan, detection = plan.scan, plan.detection
-    num_examples = sum(item.repeats for item in scan.items)
+    num_examples = sum(item.repeats for item in plan.items)
     batch = f"batch {config.batch_size}"
     if config.gradient_accumulation_steps > 1:
         batch += f" x {config.gradient_accumulation_steps} accumulated"
@@ -134,13 +137,31 @@ def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
     lines = [
         f"Base      {detection.path.name}: {detection.family}, predicts {predicts}",
         *(f"          {note}" for note in detection.notes),
-        f"Pictures  {len(scan.items)} of {scan.num_found} used, {num_examples} with repeats, at {plan.resolution} pixels",
+        f"Pictures  {_describe_scan(scan)}, at {' and '.join(map(str, plan.resolutions))} pixels",
+        *([f"          and {_describe_scan(plan.reg_scan)}, from {config.reg_data_dir}"] if plan.reg_scan else ()),
+        *(f"          weight {weight:g} for {count}" for weight, count in _count_weights(plan).items()),
+        *([f"Held out  {len(plan.held_out)}: {_list_names(plan.held_out)}"] if plan.held_out else []),
         *(f"          {bucket!s:>10}  {count:>5}" for bucket, count in histogram(plan.buckets).items()),
         f"Steps     {num_examples} pictures x {plan.num_epochs:g} epochs / {batch} = {plan.total_steps} steps "
         f"({plan.steps_per_epoch} per epoch)",
         f"Output    {config.output_dir}, LoRA name {config.name}",
     ]
     return "\n".join(lines)
+
+
+def _describe_scan(scan: DatasetScan) -> str:
+    return f"{len(scan.items)} of {scan.num_found} used, {sum(item.repeats for item in scan.items)} with repeats"
+
+
+def _count_weights(plan: TrainPlan) -> dict[float, int]:
+    """Returns how many pictures have each weight; nothing where none has another than 1."""
+    counts = Counter(item.weight for item in (*plan.scan.items, *plan.reg_items))
+    return {} if set(counts) == {1.0} else dict(sorted(counts.items()))
+
+
+def _list_names(items: Sequence[Item], most: int = 5) -> str:
+    names = [item.name for item in items[:most]]
+    return ", ".join([*names, f"and {len(items) - most} more"] if len(items) > most else names)
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -160,6 +181,27 @@ def _print_report(path: Path, base: Path | None = None) -> bool:
     return all(check.passed for check in checks)
 
 
+def _describe_validation(config: TrainConfig) -> str:
+    """Returns the run's validation curve, and what it says, as lines of text; "" without validation."""
+    from lora_trainer.events import fold_steps, read_events
+    from lora_trainer.progress import draw_curve
+    from lora_trainer.run_folder import RunFolder
+
+    folder = RunFolder(config.output_dir)
+    history = fold_steps(read_events(folder.events_path), "validated")
+    if not history:
+        return ""
+    recommended = folder.read_job().get("recommended")
+    if not history[-1].data["held_out"]:
+        meaning = "Training pictures show progress only; validation_share: 0.1 holds some back, and the best step is recommended."
+    elif recommended:
+        meaning = f"Recommended: {recommended['path']}\n{recommended['reason']}."
+    else:
+        meaning = "No saved step was looked at, so none is recommended."
+    who = "held-out" if history[-1].data["held_out"] else "training"
+    return f"\nLoss on {who} pictures with fixed noise, against the base's\n{draw_curve(history)}\n{meaning}"
+
+
 def _list(options: argparse.Namespace) -> int:
     if options.table == "presets":
         for preset in load_presets().values():
@@ -169,7 +211,7 @@ def _list(options: argparse.Namespace) -> int:
         return DONE
     for entry in _load_table(options.table):
         package = f" Needs: pip install {entry.package}" if entry.package else ""
-        print(f"{entry.name:<12} {entry.label}. {entry.help}{package}")
+        print(f"{entry.name:<20} {entry.label}. {entry.help}{package}")
     return DONE
 
 
@@ -179,8 +221,8 @@ def _load_table(name: str) -> Registry:
     module, table = {
         "models": ("lora_trainer.models.table", "FAMILIES"),
         "adapters": ("lora_trainer.adapters.table", "ADAPTERS"),
-        "optimizers": ("lora_trainer.training.optimizers", "OPTIMIZERS"),
-        "schedules": ("lora_trainer.training.schedules", "SCHEDULES"),
+        "optimizers": ("lora_trainer.training.table", "OPTIMIZERS"),
+        "schedules": ("lora_trainer.training.table", "SCHEDULES"),
     }[name]
     found: Registry = getattr(importlib.import_module(module), table)
     return found

@@ -23,6 +23,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "state_saved": ("step",),
     "exported": ("step", "path"),
     "sampled": ("step", "path"),
+    "validated": ("step", "loss", "held_out", "base_loss"),
+    "recommended": ("step", "path", "reason"),
     "notice": ("message",),
     "warning": ("message",),
     "paused": ("step",),
@@ -105,13 +107,13 @@ def parse_line(line: bytes) -> TrainEvent | None:
         return None
 
 
-def fold_steps(events: Iterator[TrainEvent]) -> list[TrainEvent]:
-    """Returns the "step" events of a run as one uninterrupted history: "resumed" forgets what came after its step."""
+def fold_steps(events: Iterator[TrainEvent], kind: str = "step") -> list[TrainEvent]:
+    """Returns the events of a kind that has a step as one uninterrupted history: "resumed" forgets what came after its step."""
     steps: list[TrainEvent] = []
     for event in events:
         if event.kind == "resumed":
             steps = [step for step in steps if step.data["step"] <= event.data["step"]]
-        elif event.kind == "step":
+        elif event.kind == kind:
             steps.append(event)
     return steps
 

@@ -1,14 +1,16 @@
-"""Shows a training's events in the terminal: one bar for each phase, and the warnings between."""
+"""Shows a training's events in the terminal: one bar for each phase, the warnings between, and the validation's curve."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from lora_trainer.events import TrainEvent
 
 QUIET_SECONDS = 10.0  # between lines when the output is no terminal but a file
+MOST_ROWS, BAR_WIDTH = 15, 40
 
 
 class ProgressView:
@@ -57,6 +59,14 @@ class ProgressView:
     def _show_exported(self, data: dict[str, str]) -> None:
         self._write(f"Saved {data['path']}")
 
+    def _show_validated(self, data: dict[str, float]) -> None:
+        who = "held-out" if data["held_out"] else "training"
+        change = "" if data["step"] == 0 else f" ({_against_base(data)} against the base)"
+        self._write(f"Step {data['step']}: loss {data['loss']:.4f} on {who} pictures with fixed noise{change}")
+
+    def _show_sampled(self, data: dict[str, str]) -> None:
+        self._write(f"Drew {data['path']}")
+
     def _show_paused(self, data: dict[str, int]) -> None:
         self._write(f"Paused at step {data['step']}, and saved.")
 
@@ -79,3 +89,23 @@ class ProgressView:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def draw_curve(history: Sequence[TrainEvent]) -> str:
+    """Returns the losses of "validated" events as a bar chart in ASCII of about `MOST_ROWS` rows at most, the lowest marked."""
+    losses = [event.data["loss"] for event in history]
+    low, high = min(losses), max(losses)
+    lowest = losses.index(low)
+    spread = [round(row * (len(history) - 1) / (MOST_ROWS - 1)) for row in range(MOST_ROWS)]
+    shown = range(len(history)) if len(history) <= MOST_ROWS else sorted({*spread, lowest})
+    lines = []
+    for index in shown:
+        data = history[index].data
+        bar = "#" * (1 + round((BAR_WIDTH - 1) * (losses[index] - low) / (high - low))) if high > low else ""
+        mark = " <- lowest" if index == lowest else ""
+        lines.append(f"  step {data['step']:>6}  {losses[index]:.4f}  {_against_base(data):>7}  {bar}{mark}")
+    return "\n".join(lines)
+
+
+def _against_base(data: dict[str, float]) -> str:
+    return f"{data['loss'] / data['base_loss'] - 1:+.1%}"

@@ -68,6 +68,14 @@ class Adapter(Protocol):
     def host_tensors(self) -> Iterator[tuple[ModuleName, dict[str, Tensor]]]:
         """Yields each adapted module with its tensors under the WebUI's endings, such as "lora_down.weight"."""
 
+    def load_host_tensors(self, tensors: Mapping[ModuleName, Mapping[str, Tensor]]) -> None:
+        """Takes over tensors of a file, in the form of `host_tensors`, so that the effect is the file's.
+
+        Args:
+            tensors: of all or some of the adapted modules, of this adapter's rank and any alpha, see `start.read_start`. Other
+                modules keep what they have.
+        """
+
     def disabled(self) -> AbstractContextManager[None]:
         """Within it, the model gives what the base alone would give."""
 

@@ -24,7 +24,7 @@ class TrainingFacts:
         rank, alpha, dropout: of the adapter.
         learning_rate, unet_lr, text_encoder_lr: as asked; 0 means not trained.
         optimizer, lr_scheduler: their names, options in brackets.
-        num_train_images: with repeats. num_epochs, max_train_steps: planned. lr_warmup_steps: optimizer steps.
+        num_train_images, num_reg_images: with repeats. num_epochs, max_train_steps: planned. lr_warmup_steps: optimizer steps.
         batch_size, gradient_accumulation_steps: pictures per forward, forwards per optimizer step.
         resolution: (width, height) that the buckets are made from, in pixels.
         mixed_precision: "no", "bf16" or "fp16".
@@ -59,7 +59,12 @@ class TrainingFacts:
     clip_skip: int | None = None
     min_snr_gamma: float | None = None
     noise_offset: float | None = None
+    debiased_estimation: bool = False
+    zero_terminal_snr: bool = False
+    loss_type: str | None = None
+    huber_delta: float | None = None
     caption_dropout: float | None = None
+    num_reg_images: int = 0
     shuffle_caption: bool = False
     keep_tokens: int | None = None
     target_modules: tuple[str, ...] = ()
@@ -126,6 +131,10 @@ def _training_values(facts: TrainingFacts) -> dict[str, Any]:
         "ss_clip_skip": facts.clip_skip,
         "ss_min_snr_gamma": facts.min_snr_gamma,
         "ss_noise_offset": facts.noise_offset,
+        "ss_debiased_estimation": facts.debiased_estimation,
+        "ss_zero_terminal_snr": facts.zero_terminal_snr,
+        "ss_loss_type": facts.loss_type,
+        "ss_huber_c": facts.huber_delta,
         "ss_training_started_at": facts.started_at,
         "ss_training_comment": facts.comment,
     }
@@ -138,6 +147,7 @@ def _data_values(facts: TrainingFacts) -> dict[str, Any]:
     }
     return {
         "ss_num_train_images": facts.num_train_images,
+        "ss_num_reg_images": facts.num_reg_images or None,
         "ss_batch_size_per_device": facts.batch_size,
         "ss_total_batch_size": facts.batch_size * facts.gradient_accumulation_steps,
         # The form "(512, 512)" is what tools expect here; ModelSpec writes "512x512".

@@ -130,8 +130,8 @@ def read_value(info: FieldInfo, value: Any) -> Any:
     if info.optional and (is_empty or str(value).strip().lower() == "none"):
         return None
     if is_empty:
-        if info.kind == "text":
-            return ""
+        if info.kind in ("text", "texts"):
+            return "" if info.kind == "text" else ()
         raise ValueError(f"is empty; {_rule(info)}.")
     readers = {
         "int": _read_int,
@@ -141,6 +141,9 @@ def read_value(info: FieldInfo, value: Any) -> Any:
         "path": _read_path,
         "choice": _read_choice,
         "names": _read_names,
+        "sizes": _read_sizes,
+        "weights": _read_weights,
+        "texts": _read_texts,
     }
     return readers[info.kind](info, value)
 
@@ -161,7 +164,7 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, tuple):
         return list(value)
-    return value
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _check_version(version: Any) -> list[Problem]:
@@ -217,7 +220,14 @@ def _rule(info: FieldInfo) -> str:
 def _rule_of_words(info: FieldInfo) -> str:
     if info.choices:
         return "one of " + ", ".join(info.choices)
-    return {"bool": "true or false", "path": "a path", "names": "a list of names"}.get(info.kind, "text")
+    rules = {
+        "bool": "true or false",
+        "path": "a path",
+        "names": "a list of names",
+        "texts": "a list of texts",
+        "weights": "numbers by name",
+    }
+    return rules.get(info.kind, "text")
 
 
 def _read_bool(info: FieldInfo, value: Any) -> bool:
@@ -254,6 +264,40 @@ def _read_names(info: FieldInfo, value: Any) -> tuple[str, ...]:
     if not names:
         raise ValueError("is an empty list; name at least one.")
     return names
+
+
+def _read_sizes(info: FieldInfo, value: Any) -> int | tuple[int, ...]:
+    """Returns the number, or several in rising order."""
+    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    if not words:
+        raise ValueError(f"is an empty list; {_rule(info)}.")
+    sizes = tuple(sorted({_read_int(info, word) for word in words}))
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _read_weights(info: FieldInfo, value: Any) -> dict[str, float] | None:
+    """Returns numbers by name, from a mapping, from "one=0.5, two=2" or from a list of such words; None for an empty one."""
+    if not isinstance(value, Mapping):
+        words = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        pairs = [str(word).rpartition("=") for word in words]
+        wrong = [number for name, _, number in pairs if not name.strip()]
+        if wrong:
+            raise ValueError(f"({wrong[0]}) must be name=number, or a mapping such as {{name: 0.5}}.")
+        value = {name: number for name, _, number in pairs}
+    weights = {}
+    for name, number in value.items():
+        try:
+            weights[str(name).strip()] = _read_float(info, number)
+        except ValueError as error:
+            raise ValueError(f"of {name} {error}") from error
+    return weights or None
+
+
+def _read_texts(info: FieldInfo, value: Any) -> tuple[str, ...]:
+    lines = value.splitlines() if isinstance(value, str) else value
+    if isinstance(lines, dict) or not all(isinstance(line, (str, int, float)) for line in lines):
+        raise ValueError(f"({value}) must be a list of texts, each on a line of its own that starts with a hyphen.")
+    return tuple(str(line).strip() for line in lines if str(line).strip())
 
 
 def _file_problem(path: Path, message: str, hint: str = "") -> ConfigError:

@@ -7,19 +7,21 @@ never changed; numbers derived from it are in `plan.TrainPlan`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from lora_trainer.training.table import OPTIMIZERS, SCHEDULES
+
 VERSION = 1
-SECTIONS = ("Data", "Base model", "LoRA", "Training", "Memory and speed", "Saving")
+SECTIONS = ("Data", "Base model", "LoRA", "Training", "Validation and samples", "Memory and speed", "Saving")
 PROJECTIONS_HELP = (
     "attention, attention_ff, all_linear, or names of projections such as q_proj, v_proj. Names mean projections: "
     "q_proj is the UNet's to_q too."
 )
 
-Kind = Literal["int", "float", "bool", "text", "path", "choice", "names"]
+Kind = Literal["int", "float", "bool", "text", "path", "choice", "names", "texts", "sizes", "weights"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class FieldInfo:
     """What is declared of one setting, beside its name, type and default.
 
     Attributes:
-        kind: how its text is read.
+        kind: how its text is read; "names" are words between commas, "texts" whole lines, "sizes" a whole number or a list
+            of them, "weights" numbers by name.
         label: a few words for a form.
         help: what it does and when to change it.
         section: one of `SECTIONS`.
@@ -64,7 +67,7 @@ def _in_section(section: str) -> Callable[..., Any]:
     return lambda *args, **kwargs: _setting(section, *args, **kwargs)
 
 
-_data, _model, _lora, _training, _speed, _saving = (_in_section(section) for section in SECTIONS)
+_data, _model, _lora, _training, _watching, _speed, _saving = (_in_section(section) for section in SECTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +81,10 @@ class TrainConfig:
         "CSV or JSONL with file name and caption. Empty: .txt beside each picture, then a metadata file in the folder.",
         default=None,
     )
-    resolution: int | None = _data(
-        "int",
+    resolution: int | tuple[int, ...] | None = _data(
+        "sizes",
         "Resolution",
-        "Side of a square picture; others get the same area. Empty: what the base was trained at.",
+        "Side of a square picture; others get the same area. Of a list, every picture is trained at each. Empty: the base's own.",
         default=None,
         minimum=64,
         maximum=4096,
@@ -94,16 +97,63 @@ class TrainConfig:
         "Enlarges pictures below the resolution instead of training them at their own size. Enlarged pictures teach blur.",
         default=False,
     )
+    alpha_mask: bool = _data(
+        "bool",
+        "Transparency as mask",
+        "Transparent parts are not learned, half-transparent ones half as much. Otherwise they are learned as white.",
+        default=False,
+    )
+    flip: bool = _data(
+        "bool",
+        "Mirror pictures",
+        "Shows each picture mirrored half of the time. Not for faces, writing or anything else that has a left and a right.",
+        default=False,
+    )
+    folder_weights: Mapping[str, float] | None = _data(
+        "weights",
+        "Weights of folders",
+        "How strongly a sub-folder's pictures pull, by its name: {sketches: 0.5}. The nearest folder named counts; others: 1.",
+        default=None,
+        minimum=0,
+        exclusive_minimum=True,
+        maximum=100,
+        usual="0.3 to 1",
+    )
+    reg_data_dir: Path | None = _data(
+        "path",
+        "Regularisation folder",
+        "Ordinary captioned pictures of the same kind of thing, trained besides, so that the LoRA does not change those too.",
+        default=None,
+    )
+    reg_weight: float = _data(
+        "float",
+        "Regularisation weight",
+        "How strongly the pictures of the regularisation folder pull, against 1 of the others.",
+        default=1.0,
+        minimum=0,
+        exclusive_minimum=True,
+        maximum=100,
+        usual="0.3 to 1",
+    )
     shuffle_tags: bool = _data(
         "bool", "Shuffle tags", "Puts the comma-separated parts of a caption into a new order each epoch.", default=False
     )
     keep_tokens: int = _data(
         "int",
         "Keep first tags",
-        "This many comma-separated parts stay in front when tags are shuffled: the trigger word, say.",
+        "This many comma-separated parts stay in front, neither shuffled nor dropped: the trigger word, say.",
         default=0,
         minimum=0,
         maximum=75,
+    )
+    tag_dropout: float = _data(
+        "float",
+        "Tag dropout",
+        "Share of the comma-separated parts that are left out of a caption, others each epoch, so that none is indispensable.",
+        default=0.0,
+        minimum=0.0,
+        maximum=1.0,
+        usual="0 to 0.1",
     )
     caption_dropout: float = _data(
         "float",
@@ -135,6 +185,12 @@ class TrainConfig:
     )
 
     adapter: str = _lora("choice", "Kind of LoRA", "lora works in every WebUI.", default="lora", choices=("lora",))
+    start_from: Path | None = _lora(
+        "path",
+        "Start from",
+        "A LoRA file to go on from, with its rank. The optimizer starts anew; a run that is continued has its own state instead.",
+        default=None,
+    )
     lora_rank: int = _lora(
         "int",
         "Rank",
@@ -203,7 +259,7 @@ class TrainConfig:
     learning_rate: float = _training(
         "float",
         "Learning rate",
-        "How far each step goes. Above 5e-4 most runs swing; below 2e-5 little is learned.",
+        "How far each step goes. With AdamW most runs swing above 5e-4 and learn little below 2e-5; other optimizers differ.",
         default=1e-4,
         minimum=0,
         exclusive_minimum=True,
@@ -228,7 +284,11 @@ class TrainConfig:
         usual="0, or a quarter to half of the learning rate",
     )
     optimizer: str = _training(
-        "choice", "Optimizer", "adamw is right for almost everything.", default="adamw", choices=("adamw",)
+        "choice",
+        "Optimizer",
+        "adamw is right for almost everything. The learning rate goes with it: lion takes a third to a tenth, prodigy takes 1.",
+        default="adamw",
+        choices=OPTIMIZERS.names(),
     )
     weight_decay: float = _training(
         "float", "Weight decay", "Pull of the LoRA's weights towards zero.", default=0.01, minimum=0, maximum=10
@@ -238,7 +298,25 @@ class TrainConfig:
         "Schedule",
         "How the learning rate moves over the run.",
         default="constant",
-        choices=("constant", "cosine"),
+        choices=SCHEDULES.names(),
+    )
+    lr_restarts: int = _training(
+        "int",
+        "Restarts",
+        "How many times cosine_with_restarts falls to zero.",
+        default=3,
+        minimum=1,
+        maximum=1000,
+        usual="2 to 4",
+    )
+    lr_min_ratio: float = _training(
+        "float",
+        "Lowest rate",
+        "Share of the learning rate that the schedule does not go below.",
+        default=0.0,
+        minimum=0,
+        maximum=1,
+        usual="0 to 0.1",
     )
     lr_warmup_steps: int = _training(
         "int",
@@ -267,11 +345,90 @@ class TrainConfig:
         maximum=1000,
         usual="5",
     )
+    debiased_estimation: bool = _training(
+        "bool",
+        "Debiased estimation",
+        "Another way of evening out the noise levels, more gently than Min-SNR and with more weight on composition. "
+        "Not together with it.",
+        default=False,
+    )
+    loss_type: str = _training(
+        "choice",
+        "Loss",
+        "huber counts large errors less: for sets with some spoilt or odd pictures. mse is the usual one.",
+        default="mse",
+        choices=("mse", "huber"),
+    )
+    huber_delta: float = _training(
+        "float",
+        "Huber delta",
+        "The error from which on huber counts less; the smaller, the less odd pictures count.",
+        default=0.1,
+        minimum=0,
+        exclusive_minimum=True,
+        maximum=100,
+        unit="standard deviations of the noise",
+        usual="0.1 to 1",
+    )
+    zero_terminal_snr: bool = _training(
+        "bool",
+        "Zero terminal SNR",
+        "Trains on pure noise too, for really dark and bright pictures. For bases that predict v; generate with the WebUI's "
+        "noise schedule Zero Terminal SNR.",
+        default=False,
+    )
     noise_offset: float = _training(
         "float", "Noise offset", "Helps very dark and very bright pictures.", default=0.0, minimum=0, maximum=1, usual="0 to 0.1"
     )
     seed: int = _training(
         "int", "Seed", "The same seed and settings give the same LoRA.", default=42, minimum=0, maximum=2**32 - 1
+    )
+
+    validation_share: float = _watching(
+        "float",
+        "Held-out share",
+        "Share of the pictures that is not trained: their loss tells which saved step is best. 0: all are trained, and the loss "
+        "on some of them shows progress only.",
+        default=0.0,
+        minimum=0.0,
+        maximum=0.5,
+        usual="0 for few pictures, 0.1 from 40 on",
+    )
+    validation_dir: Path | None = _watching(
+        "path",
+        "Validation folder",
+        "Captioned pictures that are not trained, instead of a held-out share.",
+        default=None,
+    )
+    validation_pictures: int | None = _watching(
+        "int",
+        "Pictures to watch",
+        "How many training pictures picture_losses.csv follows when none are held out. Empty: what a twentieth of the time "
+        "allows. 0: none.",
+        default=None,
+        minimum=0,
+        maximum=100_000,
+        matters=False,
+    )
+    sample_prompts: tuple[str, ...] = _watching(
+        "texts",
+        "Sample prompts",
+        "At each save a picture is drawn for each, without and with the LoRA side by side. Empty: none.",
+        default=(),
+        matters=False,
+    )
+    sample_steps: int = _watching(
+        "int", "Sample steps", "Of drawing one sample.", default=20, minimum=2, maximum=150, usual="20", matters=False
+    )
+    sample_cfg_scale: float = _watching(
+        "float",
+        "Sample CFG scale",
+        "How closely a sample follows its prompt.",
+        default=7.0,
+        minimum=1,
+        maximum=30,
+        usual="7",
+        matters=False,
     )
 
     device: str = _speed(
@@ -360,6 +517,13 @@ class TrainConfig:
     def alpha(self) -> float:
         """`lora_alpha`, else twice the rank."""
         return self.lora_alpha if self.lora_alpha is not None else 2.0 * self.lora_rank
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """`resolution` as a list, the smallest first; () when it is left to the base."""
+        if self.resolution is None:
+            return ()
+        return self.resolution if isinstance(self.resolution, tuple) else (self.resolution,)
 
     @property
     def cache_folder(self) -> Path:

@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lora_trainer.dataset.buckets import Bucket, fit_image
-from lora_trainer.dataset.images import decode_image, read_bytes
+from lora_trainer.dataset.images import decode_image, decode_mask, read_bytes
 from lora_trainer.dataset.scan import Item
 from lora_trainer.errors import DatasetError, TrainingError
 from lora_trainer.files import TEMPORARY_SUFFIX, replace_file
@@ -104,6 +104,34 @@ class TensorStore:
                 continue
 
 
+class TensorMemory:
+    """Entries of a store that stay in memory as far as they fit; the others are read from the disk at each use.
+
+    Nothing is thrown out for something else: an epoch asks for every entry once, in a new order, so of any choice of entries
+    equally many are found.
+
+    Args:
+        store: has all entries.
+        max_bytes: that the tensors kept take at most.
+    """
+
+    def __init__(self, store: TensorStore, max_bytes: int = 2 << 30) -> None:
+        self._store, self._free_bytes = store, max_bytes
+        self._kept: dict[str, dict[str, Tensor]] = {}
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """Returns the tensors of an entry, which are not to be changed, or None when it is missing or damaged."""
+        if key in self._kept:
+            return self._kept[key]
+        tensors = self._store.get(key)
+        if tensors is not None:
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            if size <= self._free_bytes:
+                self._kept[key] = tensors
+                self._free_bytes -= size
+        return tensors
+
+
 def picture_key(picture_sha256: str, bucket: Bucket, vae_key: str) -> str:
     """Returns the key of an encoded picture.
 
@@ -121,9 +149,11 @@ def text_key(caption: str, encoder_key: str) -> str:
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
-    """Returns RGB pictures of one size as float32 `[B, 3, H, W]` from -1 to 1."""
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return pixels.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
+    """Returns RGB pictures of one size as float32 `[B, 3, H, W]` from -1 to 1, RGBA ones with alpha from 0 to 1 as fourth."""
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous().float()
+    pixels[:, :3].div_(127.5).sub_(1.0)
+    pixels[:, 3:].div_(255.0)
+    return pixels
 
 
 def cache_pictures(
@@ -134,6 +164,7 @@ def cache_pictures(
     store: TensorStore,
     encoder_key: str,
     batch_size: int,
+    with_alpha: bool = False,
     on_progress: Progress | None = None,
 ) -> list[str]:
     """Encodes the pictures that the store lacks, and returns the key of each item.
@@ -149,6 +180,8 @@ def cache_pictures(
         store: where to keep them.
         encoder_key: see `picture_key`.
         batch_size: pictures in a batch at most.
+        with_alpha: whether `encode` takes pixels `[B, 4, H, W]`, where the fourth channel is the opacity from 0 to 1, and 1 for
+            pictures without transparency.
         on_progress: is called with the number of items done and of all, after each batch. What it raises ends the
             work; what was encoded so far is kept.
 
@@ -162,7 +195,7 @@ def cache_pictures(
     batches = [group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)]
 
     def prepare(batch: list[int]) -> _Prepared:
-        return _prepare([items[index] for index in batch], buckets[batch[0]], store, encoder_key)
+        return _prepare([items[index] for index in batch], buckets[batch[0]], store, encoder_key, with_alpha)
 
     keys = [""] * len(items)
     done = 0
@@ -211,29 +244,37 @@ def cache_texts(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A batch with its keys, and its pixels `[B, 3, H, W]`, or None when the store has all of it."""
+    """A batch with its keys, and its pixels `[B, 3 or 4, H, W]`, or None when the store has all of it."""
 
     keys: list[str]
     pixels: Tensor | None
 
 
-def _prepare(items: list[Item], bucket: Bucket, store: TensorStore, encoder_key: str) -> _Prepared:
+def _prepare(items: list[Item], bucket: Bucket, store: TensorStore, encoder_key: str, with_alpha: bool) -> _Prepared:
     # Hash and pixels come from one reading, so that the key is true even if the file is replaced meanwhile.
     contents = [read_bytes(item.path) for item in items]
     keys = [picture_key(hashlib.sha256(data).hexdigest(), bucket, encoder_key) for data in contents]
     if all(store.has(key) for key in keys):
         return _Prepared(keys, None)
-    return _Prepared(keys, to_pixels([_decode(item, data, bucket) for item, data in zip(items, contents, strict=True)]))
+    images = [_decode(item, data, bucket, with_alpha) for item, data in zip(items, contents, strict=True)]
+    return _Prepared(keys, to_pixels(images))
 
 
-def _decode(item: Item, data: bytes, bucket: Bucket) -> Image.Image:
+def _decode(item: Item, data: bytes, bucket: Bucket, with_alpha: bool) -> Image.Image:
     image = decode_image(data, item.path)
     if image.size != (item.width, item.height):
         found = f"{image.width} x {image.height}"
         raise DatasetError(
             f"{item.path} was {item.width} x {item.height} pixels when the run began and is {found} now. Start again."
         )
-    return fit_image(image, bucket)
+    fitted = fit_image(image, bucket)
+    if with_alpha:
+        # Fitted apart from the colours, which are those on white with and without a mask.
+        mask = decode_mask(data, item.path)
+        fitted = fitted.convert("RGBA")
+        if mask is not None:
+            fitted.putalpha(fit_image(mask, bucket))
+    return fitted
 
 
 def _keep(store: TensorStore, keys: list[str], encoded: Encoded, names: list[str]) -> None:

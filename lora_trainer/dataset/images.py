@@ -54,12 +54,14 @@ class PictureFacts:
         height: pixels, upright.
         has_alpha: it has a transparency channel, which can serve as a mask.
         is_animated: it has more than one frame; only the first is used.
+        is_invisible: every pixel is fully transparent.
     """
 
     width: int
     height: int
     has_alpha: bool
     is_animated: bool
+    is_invisible: bool
 
 
 def open_image(path: Path) -> Image.Image:
@@ -84,8 +86,12 @@ def open_mask(path: Path) -> Image.Image | None:
     Raises:
         DatasetError: as `open_image`.
     """
-    image = _decode(read_bytes(path), path)
-    return image.convert("RGBA").getchannel("A") if _has_alpha(image) else None
+    return decode_mask(read_bytes(path), path)
+
+
+def decode_mask(data: bytes, path: Path) -> Image.Image | None:
+    """Returns `open_mask` of a file's bytes; `path` only names it in errors."""
+    return _alpha(_decode(data, path))
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -117,7 +123,9 @@ def examine(path: Path) -> PictureFacts:
     image = _decode(data, path)
     if image.mode != "RGB":  # some modes cannot be read as RGB, or some of their values
         _to_rgb(image, path)
-    return PictureFacts(image.width, image.height, _has_alpha(image), is_animated)
+    alpha = _alpha(image)
+    is_invisible = alpha is not None and not alpha.getextrema()[1]
+    return PictureFacts(image.width, image.height, alpha is not None, is_animated, is_invisible)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -199,6 +207,10 @@ def _orientation(image: Image.Image) -> int:
 
 def _has_alpha(image: Image.Image) -> bool:
     return image.mode in _ALPHA_MODES or ("transparency" in image.info and image.mode not in _WIDE_GREY_MODES)
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    return image.convert("RGBA").getchannel("A") if _has_alpha(image) else None
 
 
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:

@@ -82,6 +82,12 @@ def item_seed(seed: int, epoch: int, position: int, purpose: str = "") -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def stable_order(names: Sequence[str], seed: int, purpose: str) -> list[int]:
+    """Returns the indices of names in a random order in which another name moves no two others."""
+    digests = [hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest() for name in names]
+    return sorted(range(len(names)), key=digests.__getitem__)
+
+
 def shuffled(values: Sequence[T], rng: random.Random) -> list[T]:
     """Returns the values in a random order that is the same in every version of Python.
 

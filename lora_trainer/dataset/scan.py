@@ -22,7 +22,7 @@ from lora_trainer.dataset.images import SUFFIXES, PictureFacts, examine
 from lora_trainer.dataset.tables import normal
 from lora_trainer.errors import DatasetError, Problem
 
-REASONS = ("unreadable", "too small", "without caption", "without repeats")
+REASONS = ("unreadable", "too small", "invisible", "without caption", "without repeats")
 MANY_REPEATS = 100  # above it, the number at the start of a folder's name is more likely a year
 
 _UNREADABLE_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".jfif", ".psd", ".svg", ".tga", ".ico", ".raw", ".dng", ".cr2", ".nef")
@@ -51,6 +51,7 @@ class Item:
         height: pixels, upright.
         folder: the words of a folder `<repeats>_<words>` around it, else its folder relative to the data set, "" at the top.
         has_alpha: it has a transparency channel, which can serve as a mask.
+        weight: its loss is multiplied by it, see `weights`.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Item:
     height: int
     folder: str
     has_alpha: bool
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def scan_dataset(
     metadata_path: Path | None = None,
     *,
     min_side: int = 64,
+    alpha_mask: bool = False,
     on_progress: Callable[[int, int], object] | None = None,
 ) -> DatasetScan:
     """Returns the usable pictures of a folder and its sub-folders, and what is wrong with the others.
@@ -95,6 +98,7 @@ def scan_dataset(
         train_data_dir: the folder.
         metadata_path: a caption table that counts before all other captions.
         min_side: pictures with a shorter side than this, in pixels, are left out.
+        alpha_mask: transparency is a mask, so pictures that are transparent all over are left out.
         on_progress: is called with the number of pictures examined and of all. What it raises ends the scan.
 
     Raises:
@@ -115,7 +119,7 @@ def scan_dataset(
         path = train_data_dir / name
         caption = captions.by_name.get(name, "")
         repeats, folder = _folder_facts(name)
-        reason = _reason_to_leave_out(name, facts, caption, repeats, min_side)
+        reason = _reason_to_leave_out(name, facts, caption, repeats, min_side, alpha_mask)
         if reason:
             left_out[reason[0]] += 1
             problems.append(reason[1])
@@ -149,7 +153,7 @@ def list_files(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.is_file() else "does not exist"
-        raise DatasetError(f"train_data_dir ({folder}) {what}. Give the folder that holds the pictures.")
+        raise DatasetError(f"the picture folder ({folder}) {what}. Give the folder that holds the pictures.")
     try:
         return sorted(_walk(folder, "", ()), key=lambda name: (normal(name), name))
     except OSError as error:
@@ -200,7 +204,7 @@ def _examine_all(folder: Path, names: list[str]) -> Iterator[PictureFacts | Data
 
 
 def _reason_to_leave_out(
-    name: str, facts: PictureFacts | DatasetError, caption: str, repeats: int, min_side: int
+    name: str, facts: PictureFacts | DatasetError, caption: str, repeats: int, min_side: int, alpha_mask: bool
 ) -> tuple[str, Problem] | None:
     if isinstance(facts, DatasetError):
         return "unreadable", Problem(name, f"was left out: {facts}", "warning")
@@ -212,6 +216,9 @@ def _reason_to_leave_out(
             "warning",
             "Use a larger one.",
         )
+    if alpha_mask and facts.is_invisible:
+        message = "was left out: it is transparent all over, so with alpha_mask there is nothing to learn."
+        return "invisible", Problem(name, message, "warning", "Make the parts opaque that should be learned.")
     if not caption:
         hint = f"Write the caption to {PurePosixPath(name).stem}.txt beside it."
         return "without caption", Problem(name, "was left out: it has no caption.", "warning", hint)
@@ -259,7 +266,7 @@ def _foreign_pictures(files: list[str]) -> list[Problem]:
 def _nothing_left(folder: Path, num_found: int, left_out: Counter[str], problems: list[Problem]) -> str:
     if not num_found:
         others = "".join(f" {problem}" for problem in problems if not problem.field)
-        return f"{folder} holds no pictures; read are {', '.join(SUFFIXES)}.{others} Check train_data_dir."
+        return f"{folder} holds no pictures; read are {', '.join(SUFFIXES)}.{others} Check the path."
     reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
     first = next(problem for problem in problems if problem.message.startswith("was left out"))
     captions = (

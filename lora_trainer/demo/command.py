@@ -19,18 +19,18 @@ from lora_trainer.config.parse import parse_config
 from lora_trainer.config.presets import load_presets
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import TrainControl
-from lora_trainer.errors import ConfigError, LoraTrainerError
+from lora_trainer.errors import ConfigError, LoraTrainerError, RunFolderError
 
 if TYPE_CHECKING:
     from lora_trainer.inference.sheet import WeightSheet
-    from lora_trainer.training.run import TrainResult
+    from lora_trainer.training.session import TrainResult
 
 HERE = Path(__file__).parent
 MINIATURE = HERE / "base" / "miniature.safetensors"
 INK_PICTURES = HERE / "datasets" / "ink" / "train"
 PRESET = "ink-painting"
 NAME = "demo_ink"
-DEFAULT_FOLDER = Path("lora_trainer_demo")
+DEFAULT_FOLDER = Path("demo-output")
 PROMPTS = (
     "blue mountains behind a lake with a boat by day",
     "green hills behind a green field with a house and two trees by day",
@@ -81,6 +81,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(folder: Path, fresh: bool, control: TrainControl) -> int:
     _say("This trains a small LoRA on pictures that come along, and then draws with it.", f"Everything goes into {folder}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{folder} cannot be made ({error.strerror}). Choose another folder with --output.") from error
     _say("", "1. Pictures and base model")
     material = prepare_material(folder)
     num_pictures = sum(path.suffix == ".png" for path in material.pictures.iterdir())

@@ -54,6 +54,9 @@ class GenerateSettings:
     def problems(self) -> list[Problem]:
         """Returns every value that cannot be used."""
         found = []
+        for name in ("prompt", "negative_prompt"):
+            if any(0xD800 <= ord(character) <= 0xDFFF for character in getattr(self, name)):
+                found.append(Problem(name, f"{getattr(self, name)!r} contains half a character. Type it anew."))
         for name in ("width", "height"):
             value = getattr(self, name)
             if value % SIZE_STEP or not 64 <= value <= 4096:
@@ -92,7 +95,7 @@ def generate(model: DiffusionModel, settings: GenerateSettings, *, on_step: OnSt
     if not torch.isfinite(pixels).all():
         raise ModelError(
             f"The picture came out as not-a-number (the base computes in {str(model.settings.dtype).removeprefix('torch.')}). "
-            "Take precision fp32 or bf16, or a lower weight of the LoRA."
+            "If the base alone draws, lower the LoRA's weight and test its file with the command inspect; else take bf16 or fp32."
         )
     return _to_picture(pixels)
 

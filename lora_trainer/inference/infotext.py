@@ -64,7 +64,8 @@ def describe(
 def save_png(path: Path, picture: Image.Image, parameters: str) -> Path:
     """Writes a picture with its parameters, whole or not at all. Returns where it is, see `files.write_whole`."""
     info = PngInfo()
-    info.add_text(PNG_KEY, parameters)  # Latin-1 where that can hold it, else the chunk for international text
+    # File names may hold what is no character. Pillow writes Latin-1 where that will do, else the chunk for international text.
+    info.add_text(PNG_KEY, parameters.encode("utf-8", "replace").decode("utf-8"))
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", pnginfo=info)
     return write_bytes(path, buffer.getvalue())

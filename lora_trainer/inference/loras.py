@@ -139,6 +139,8 @@ def _match(
         f"{use.path.name}: {len(keys)} of its {len(modules)} layers are left out, as the WebUI does: {reason} (first: {keys[0]})."
         for reason, keys in left_out.items()
     )
+    if any(key.startswith("bundle_emb.") for key in read_header(use.path).shapes):
+        skipped += (f"{use.path.name} carries embeddings for words of the prompt, which the WebUI uses; they are not used here.",)
     if not fitting:
         base = f"{model.detection.path.name} ({model.family})"
         reasons = " ".join(skipped) or "It holds no LoRA layers."
@@ -160,6 +162,8 @@ def _find_obstacle(
     up, down = (modules[key].get(f"lora_{name}.weight") for name in ("up", "down"))
     if up is None or down is None:
         return "lora_up or lora_down is missing"
+    if any(modules[key][ending].numel() != 1 for ending in ("alpha", "scale") if ending in modules[key]):
+        return "alpha is not one number"
     weight = _weight(model, layers[key]).shape
     fits = min(up.dim(), down.dim()) > 1 and math.prod(up.shape[1:]) == down.shape[0] > 0
     if not fits or up.shape[0] != weight[0] or math.prod(down.shape[1:]) != math.prod(weight[1:]):
@@ -175,7 +179,7 @@ def _read(path: Path) -> dict[str, dict[str, Tensor]]:
     names = group_by_module(keys)
     foreign = sorted({ending for endings in names.values() for ending in endings} - _ENDINGS)
     if foreign:
-        kinds = " and ".join(kind for kind in kinds_of(keys) if kind != "LoRA") or foreign[0]
+        kinds = " and ".join(kind for kind in kinds_of(keys) if kind != "LoRA") or foreign[0] or "no LoRA"
         raise AdapterError(
             f"{path} holds {kinds}; pictures are drawn here with plain LoRA and LoCon files only. Try it in the WebUI itself."
         )

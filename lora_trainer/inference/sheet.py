@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.inference.generate import GenerateSettings, generate
 from lora_trainer.inference.infotext import describe, save_png
 from lora_trainer.inference.lettering import Lettering
@@ -71,6 +72,8 @@ def weight_sheet(
         ConfigError: a setting cannot be used.
         AdapterError: a LoRA cannot be used with this base.
     """
+    if not prompts:
+        raise ConfigError([Problem("prompts", "is empty.", hint="Give at least one.")])
     columns = (0.0, *(weight for weight in dict.fromkeys(weights) if weight))
     pictures: dict[tuple[int, float], Image.Image] = {}
     notes: dict[str, None] = {}

@@ -17,11 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lora_trainer.config.check import needs_v_prediction
+from lora_trainer.errors import ConfigError
 from lora_trainer.models import webui
 from lora_trainer.models.checkpoint import hash_file, hash_tensors
 from lora_trainer.models.detect import Detection
 from lora_trainer.models.family import ModelSettings, Objective, Tensors
-from lora_trainer.models.objective import NoiseSchedule
+from lora_trainer.models.objective import NoiseSchedule, element_losses, mean_error
 from lora_trainer.models.parts import load_text_encoder, load_unet, load_vae
 from lora_trainer.models.recognise import StableDiffusionFacts, default_resolution
 from lora_trainer.models.targets import list_layers, select_layers
@@ -64,12 +66,14 @@ class DiffusionModel(ABC):
         # Listed now, while no LoRA is in the modules.
         self._layers = {part: list_layers(part, module) for part, module in self.parts.items()}
         prediction_type, reason = self._decide_prediction_type()
+        if settings.zero_terminal_snr and prediction_type == "epsilon":
+            raise ConfigError([needs_v_prediction(f"{detection.path.name} predicts epsilon ({reason})")])
         self.schedule = NoiseSchedule(
             prediction_type,
             beta_start=self.facts.beta_start,
             beta_end=self.facts.beta_end,
             num_timesteps=self.facts.num_timesteps,
-            is_zero_terminal_snr=self.facts.is_zero_terminal_snr,
+            is_zero_terminal_snr=self.facts.is_zero_terminal_snr or settings.zero_terminal_snr,
             device=settings.device,
         )
         self.resolution = detection.resolution or default_resolution(self.family, prediction_type) or 512
@@ -123,18 +127,28 @@ class DiffusionModel(ABC):
             batch: what `encode_texts` and `size_condition` returned, batched.
         """
         dtype = self.settings.dtype
-        prediction: Tensor = self.unet(
-            noisy_latents.to(dtype),
-            timesteps,
-            encoder_hidden_states=batch["text"].to(dtype),
-            added_cond_kwargs=self.added_conditions(batch),
-        ).sample
+        # All of it is in one dtype, LoRA layers included. Autocast would have a GPU do every norm, and what follows it up to the
+        # next convolution, in fp32: more time, and twice the memory for what the backward pass keeps of it.
+        with torch.autocast(noisy_latents.device.type, enabled=False):
+            prediction: Tensor = self.unet(
+                noisy_latents.to(dtype),
+                timesteps,
+                encoder_hidden_states=batch["text"].to(dtype),
+                added_cond_kwargs=self.added_conditions(batch),
+            ).sample
         return prediction
 
-    def make_draws(self, example: Tensors, generator: torch.Generator, objective: Objective) -> Tensors:
-        """Draws "timestep" [], "latent_noise" [4, h, w] for the VAE's sample, and "noise" [4, h, w], in this order."""
+    def make_draws(
+        self, example: Tensors, generator: torch.Generator, objective: Objective, *, level: float | None = None
+    ) -> Tensors:
+        """Draws "timestep" [], "latent_noise" [4, h, w] for the VAE's sample, and "noise" [4, h, w], in this order.
+
+        A `level` is the timestep as a share of their number.
+        """
         shape = example["latent_mean"].shape
         timestep = torch.randint(0, self.schedule.num_timesteps, (), generator=generator)
+        if level is not None:
+            timestep = torch.tensor(int(level * self.schedule.num_timesteps))
         latent_noise = torch.randn(shape, generator=generator)
         noise = torch.randn(shape, generator=generator)
         if objective.noise_offset:
@@ -142,13 +156,13 @@ class DiffusionModel(ABC):
         return {"timestep": timestep, "latent_noise": latent_noise, "noise": noise}
 
     def losses(self, batch: Tensors, draws: Tensors, objective: Objective) -> Tensor:
-        """Returns one loss per item, fp32 [B]: the mean squared error, weighed by the objective."""
+        """Returns one loss per item, fp32 [B]: the mean error over the batch's "mask" if any, weighed by the objective."""
         latents = batch["latent_mean"].float() + batch["latent_std"].float() * draws["latent_noise"]
         timesteps, noise = draws["timestep"], draws["noise"]
         prediction = self.denoise(self.schedule.add_noise(latents, noise, timesteps), timesteps, batch)
         target = self.schedule.target(latents, noise, timesteps)
-        errors = (prediction.float() - target).square().mean(dim=(1, 2, 3))
-        return errors * self.schedule.loss_weights(timesteps, objective.min_snr_gamma)
+        errors = mean_error(element_losses(prediction.float(), target, objective), batch.get("mask"))
+        return errors * self.schedule.loss_weights(timesteps, objective)
 
     def collate(self, examples: Sequence[Tensors]) -> Tensors:
         """Stacks single examples; texts of fewer chunks are followed by the encoding of empty ones, as in the WebUI."""
@@ -239,6 +253,8 @@ class DiffusionModel(ABC):
         notes = [f"{self.detection.path.name} is {self.family} and predicts {prediction_type} ({reason})."]
         if self.facts.is_zero_terminal_snr and prediction_type == "v_prediction":
             notes.append("Its noise schedule ends in pure noise (zero terminal SNR), as the file says.")
+        elif self.settings.zero_terminal_snr:
+            notes.append("Its noise schedule is made to end in pure noise, as zero_terminal_snr asks.")
         if self.settings.clip_skip != 1 and not self.is_clip_skip_used:
             notes.append(f"clip_skip ({self.settings.clip_skip}) has no effect: the WebUI ignores it for {self.family}.")
         return tuple(notes)

@@ -32,6 +32,7 @@ class ModelSettings:
         dtype: of the frozen weights of denoiser and text encoders. SDXL's VAE is always fp32.
         device: where the parts are put.
         gradient_checkpointing: whether the denoiser recomputes its activations in the backward pass.
+        zero_terminal_snr: whether the noise schedule is rescaled to end in pure noise. Bases that predict v only.
     """
 
     base_model: Path
@@ -41,6 +42,7 @@ class ModelSettings:
     dtype: torch.dtype = torch.float32
     device: torch.device = CPU
     gradient_checkpointing: bool = False
+    zero_terminal_snr: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,16 @@ class Objective:
 
     Attributes:
         min_snr_gamma: clamp of the signal-to-noise ratio (Min-SNR, arXiv 2303.09556), or None. 5 is usual.
+        debiased_estimation: weighs by 1 / sqrt(SNR) (arXiv 2310.08442). Instead of `min_snr_gamma`, not with it.
+        loss_type: "mse", or "huber", which counts large errors less.
+        huber_delta: the error from which on Huber counts less, in standard deviations of the noise. 0.1 is usual.
         noise_offset: share of per-channel constant noise added, 0 for none. 0.05 is usual.
     """
 
     min_snr_gamma: float | None = None
+    debiased_estimation: bool = False
+    loss_type: str = "mse"
+    huber_delta: float = 0.1
     noise_offset: float = 0.0
 
 
@@ -93,11 +101,21 @@ class TrainableModel(Protocol):
     def collate(self, examples: Sequence[Tensors]) -> Tensors:
         """Stacks single examples (tensors without the batch dimension) to a batch, padding texts to the longest's chunks."""
 
-    def make_draws(self, example: Tensors, generator: torch.Generator, objective: Objective) -> Tensors:
-        """Draws the random numbers of one example (noise, timestep, ...) from its own CPU generator, no batch dimension."""
+    def make_draws(
+        self, example: Tensors, generator: torch.Generator, objective: Objective, *, level: float | None = None
+    ) -> Tensors:
+        """Draws the random numbers of one example (noise, timestep, ...) from its own CPU generator, no batch dimension.
+
+        Args:
+            level: how noisy the example gets, from 0 (hardly) to below 1 (noise alone), instead of a drawn timestep. Families
+                without noise levels pass it over.
+        """
 
     def losses(self, batch: Tensors, draws: Tensors, objective: Objective) -> Tensor:
-        """Returns one loss per item, fp32 [B], weighed by the objective. Runs under the caller's autocast."""
+        """Returns one loss per item, fp32 [B], weighed by the objective. Runs under the caller's autocast.
+
+        Where the batch has a "mask" [B, 1, H/8, W/8], the share of each place that counts, the mean is over its area.
+        """
 
     def lora_targets(self, part: str, selection: Sequence[str]) -> list[str]:
         """Returns the names of the modules of a part that the selection means, in the module's own order.

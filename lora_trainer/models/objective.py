@@ -1,7 +1,8 @@
 """The noise schedule of a diffusion model: noising, what the denoiser should predict, and how losses are weighed.
 
 Sources: DDPM (arXiv 2006.11239) for noising and epsilon, progressive distillation (arXiv 2202.00512, appendix D) for v, Min-SNR
-(arXiv 2303.09556, section 3.4) for the weights, and arXiv 2305.08891, algorithm 1 for the schedule that ends in pure noise.
+(arXiv 2303.09556, section 3.4) and debiased estimation (arXiv 2310.08442) for the weights, arXiv 2403.16728 for the Huber loss,
+and arXiv 2305.08891, algorithm 1 for the schedule that ends in pure noise.
 
 Shapes: B items; C, h, w the latents' channels, height and width.
 """
@@ -9,9 +10,14 @@ Shapes: B items; C, h, w the latents' channels, height and width.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lora_trainer.models.family import Objective
+
+TINY_AREA = 1e-6
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+DEBIASED_LIMIT = 20.0
+"""Largest weight of debiased estimation. Stable Diffusion's last timestep has 14.6, so it acts only on noisier schedules."""
 
 
 class NoiseSchedule:
@@ -60,23 +66,56 @@ class NoiseSchedule:
         signal, share = self._roots(timesteps)
         return signal * noise - share * latents
 
-    def loss_weights(self, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:
-        """Returns the weight of each item's loss, fp32 [B]; ones without Min-SNR.
+    def loss_weights(self, timesteps: Tensor, objective: Objective) -> Tensor:
+        """Returns the weight of each item's loss, fp32 [B]; ones for the plain objective.
 
-        The weight min(SNR, gamma) of the loss on the clean latents becomes min(SNR, gamma) / SNR on the noise and
-        min(SNR, gamma) / (SNR + 1) on v.
+        The papers weigh the loss on the clean latents: by min(SNR, gamma), or by sqrt(SNR) for debiased estimation. That is
+        divided by SNR for a loss on the noise, and by SNR + 1 for one on v.
         """
-        if min_snr_gamma is None:
-            return torch.ones(timesteps.shape, dtype=torch.float32, device=timesteps.device)
         alphas_cumprod = self.alphas_cumprod[timesteps]
         snr = alphas_cumprod / (1 - alphas_cumprod)
-        clamped = snr.clamp(max=min_snr_gamma)
-        return clamped / snr if self.prediction_type == "epsilon" else clamped / (snr + 1)
+        scale = snr if self.prediction_type == "epsilon" else snr + 1
+        if objective.debiased_estimation:
+            return (snr.sqrt() / scale).clamp(max=DEBIASED_LIMIT)
+        if objective.min_snr_gamma is not None:
+            return snr.clamp(max=objective.min_snr_gamma) / scale
+        return torch.ones_like(snr)
 
     def _roots(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the factors of signal and noise, each [B, 1, 1, 1]."""
         alphas_cumprod = self.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
         return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+
+
+def element_losses(prediction: Tensor, target: Tensor, objective: Objective) -> Tensor:
+    """Returns the loss of each element, in the shape and dtype of both tensors.
+
+    The Huber loss is the smooth one of arXiv 2403.16728, 2 delta (sqrt(error^2 + delta^2) - delta), with the same delta at every
+    timestep. It is the squared error for small errors and 2 delta |error| for large ones, so learning rates keep their meaning.
+    """
+    squares = (prediction - target).square()
+    if objective.loss_type == "mse":
+        return squares
+    delta = objective.huber_delta
+    # The same value without the difference of two nearly equal numbers.
+    return 2 * delta * squares / ((squares + delta**2).sqrt() + delta)
+
+
+def mean_error(errors: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the mean error of each item [B], over the area of its mask.
+
+    Args:
+        errors: [B, C, h, w].
+        mask: share of each place that counts, 0 to 1, [B, 1, any height and width]; None for everything. An item whose mask is
+            empty has 0.
+    """
+    if mask is None:
+        return errors.mean(dim=(1, 2, 3))
+    height, width = errors.shape[-2:]
+    if mask.shape[-2:] != (height, width):
+        mask = nn.functional.adaptive_avg_pool2d(mask, (height, width))
+    area = mask.sum(dim=(1, 2, 3)) * errors.shape[1]
+    return (errors * mask).sum(dim=(1, 2, 3)) / area.clamp(min=TINY_AREA)
 
 
 def _rescale_to_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.dataset.cache import TensorStore, cache_pictures, cache_texts
+from lora_trainer.dataset.cache import TensorMemory, TensorStore, cache_pictures, cache_texts
 from lora_trainer.errors import TrainingError
 from lora_trainer.events import Emit
 from lora_trainer.models.family import Tensors, TrainableModel
 from lora_trainer.plan import TrainPlan
 from lora_trainer.training.disk import DiskGuard
 from lora_trainer.training.memory import describe_memory, free_memory, is_out_of_memory
+from lora_trainer.training.mirror import encode_both
 
 Progress = Callable[[int, int], None]
+# Pixels on a side of a mask's cells: those of the latents.
+MASK_CELL = 8
 
 
 @dataclass
@@ -26,7 +30,7 @@ class Encoder:
 
     Attributes:
         config, plan, model: of the run.
-        store: the cache.
+        store: the cache, and memory what is kept of it in memory while training.
         disk: answers to a full disk.
         device: that the model is on.
         emit: takes warnings.
@@ -41,6 +45,10 @@ class Encoder:
     device: torch.device
     emit: Emit
     progress: Callable[[str], Progress]
+    memory: TensorMemory = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.memory = TensorMemory(self.store)
 
     def encode_pictures(self) -> list[str]:
         """Returns the cache key of each picture. Takes fewer at a time when memory runs out and adapting is asked for.
@@ -75,11 +83,11 @@ class Encoder:
         Raises:
             TrainingError: they are not there any more.
         """
-        tensors = self.store.get(key)
+        tensors = self.memory.get(key)
         if tensors is None:
             raise TrainingError(
-                f"the cached encoding of {name} was damaged or deleted meanwhile. Start again with the same settings: it is "
-                "encoded anew, and the run goes on from its last save."
+                f"the cached encoding of {name} in {self.store.folder} was damaged or deleted while training. Start again with "
+                "the same settings: it is encoded anew, and the run goes on where it stopped."
             )
         return tensors
 
@@ -89,24 +97,34 @@ class Encoder:
 
     def _cache_pictures(self, batch_size: int) -> list[str]:
         return cache_pictures(
-            self.plan.scan.items,
+            self.plan.items,
             self.plan.buckets,
-            self.model.encode_pictures,
+            self._encode_versions,
             store=self.store,
-            encoder_key=self.model.picture_key,
+            encoder_key=self.model.picture_key + "+mask" * self.config.alpha_mask + "+mirrored" * self.config.flip,
             batch_size=batch_size,
+            with_alpha=self.config.alpha_mask,
             on_progress=self.progress("encoding pictures"),
         )
 
     def _cache_texts(self) -> list[str]:
         return cache_texts(
-            [item.caption for item in self.plan.scan.items],
+            [item.caption for item in self.plan.items],
             self.model.encode_texts,
             store=self.store,
             encoder_key=self.model.text_key,
             batch_size=1,  # each caption keeps its own number of chunks, whatever stands beside it
             on_progress=self.progress("encoding captions"),
         )
+
+    def _encode_versions(self, pixels: Tensor) -> Tensors:
+        return encode_both(self._encode_pixels, pixels) if self.config.flip else self._encode_pixels(pixels)
+
+    def _encode_pixels(self, pixels: Tensor) -> Tensors:
+        encoded = self.model.encode_pictures(pixels[:, :3])
+        if self.config.alpha_mask:
+            encoded["mask"] = nn.functional.avg_pool2d(pixels[:, 3:], MASK_CELL)
+        return encoded
 
     def _shrink(self, batch_size: int) -> int:
         memory = describe_memory(self.device)

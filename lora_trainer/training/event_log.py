@@ -8,6 +8,9 @@ from typing import Any
 from lora_trainer.events import EventWriter, TrainEvent
 from lora_trainer.run_folder import RunFolder
 
+# Of an event's kind: TensorBoard's group and the fields that are drawn.
+SCALARS = {"step": ("train", ("loss", "learning_rate", "grad_norm")), "validated": ("validation", ("loss",))}
+
 
 class EventLog:
     """Hands each event on. Use it as a context manager; the files are closed at its end.
@@ -36,10 +39,11 @@ class EventLog:
         """Writes an event, then shows it."""
         event = TrainEvent(kind, data)
         self._writer.write(event)
-        if self._board is not None and event.kind == "step":
-            for name in ("loss", "learning_rate", "grad_norm"):
+        if self._board is not None and event.kind in SCALARS:
+            group, names = SCALARS[event.kind]
+            for name in names:
                 if event.data[name] is not None:
-                    self._board.add_scalar(f"train/{name}", event.data[name], event.data["step"])
+                    self._board.add_scalar(f"{group}/{name}", event.data[name], event.data["step"])
         self._watch(event)
 
 

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lora_trainer.adapters.adapter import Adapter
 from lora_trainer.adapters.export import save_lora, webui_tensors
 from lora_trainer.adapters.folder import Card, choose_name, publish
@@ -18,6 +20,7 @@ from lora_trainer.events import Emit
 from lora_trainer.models.family import TrainableModel
 from lora_trainer.plan import TrainPlan
 from lora_trainer.run_folder import RunFolder
+from lora_trainer.training.optimizers import averaged_weights
 from lora_trainer.training.precision import DTYPES, Precision
 
 
@@ -34,15 +37,24 @@ class Exporter:
         self._config, self._folder, self._emit = config, folder, emit
         self.name = folder.read_job().get("name") or self._choose_name()
 
-    def prepare(self, model: TrainableModel, adapter: Adapter, plan: TrainPlan, precision: Precision) -> None:
+    def prepare(
+        self, model: TrainableModel, adapter: Adapter, optimizer: torch.optim.Optimizer, *, plan: TrainPlan, precision: Precision
+    ) -> None:
         """Takes what the files are made from. Kept apart from `__init__` because the name is wanted before all this exists."""
-        self._model, self._adapter = model, adapter
+        self._model, self._adapter, self._optimizer, self._total_steps = model, adapter, optimizer, plan.total_steps
         started_at = self._folder.read_job()["started_at"]
         self._facts = _training_facts(self._config, plan, precision, started_at)
 
     def has_step(self, step: int) -> bool:
         """Whether the file of a saved step is there, or is not wanted at all."""
         return step == 0 or self._folder.step_path(self.name, step).exists() or self._folder.export_path(self.name).exists()
+
+    def file_of(self, step: int) -> Path | None:
+        """Returns the file of a step in the run folder, None where none was saved."""
+        path = self._folder.step_path(self.name, step)
+        if not path.exists() and step == self._total_steps:
+            path = self._folder.export_path(self.name)
+        return path if path.exists() else None
 
     def export_step(self, step: int, epoch: int) -> Path:
         """Writes the file of a step into the run folder."""
@@ -73,8 +85,8 @@ class Exporter:
             epoch=epoch,
             finished_at=time.time(),
         )
-        tensors = webui_tensors(self._adapter, self._model)
-        path = save_lora(path, tensors, facts, DTYPES[self._config.save_precision])
+        with averaged_weights(self._optimizer):  # written within: on a CPU the tensors are the parameters themselves
+            path = save_lora(path, webui_tensors(self._adapter, self._model), facts, DTYPES[self._config.save_precision])
         self._emit("exported", step=step, path=str(path))
         return path
 
@@ -98,7 +110,8 @@ def _training_facts(config: TrainConfig, plan: TrainPlan, precision: Precision, 
         learning_rate=config.learning_rate,
         optimizer=config.optimizer,
         lr_scheduler=config.lr_scheduler,
-        num_train_images=sum(item.repeats for item in items),
+        num_train_images=sum(item.repeats for item in items) * len(plan.resolutions),
+        num_reg_images=sum(item.repeats for item in plan.reg_items) * len(plan.resolutions),
         num_epochs=round(plan.num_epochs),
         max_train_steps=plan.total_steps,
         batch_size=config.batch_size,
@@ -116,6 +129,10 @@ def _training_facts(config: TrainConfig, plan: TrainPlan, precision: Precision, 
         clip_skip=config.clip_skip,
         min_snr_gamma=config.min_snr_gamma,
         noise_offset=config.noise_offset,
+        debiased_estimation=config.debiased_estimation,
+        zero_terminal_snr=config.zero_terminal_snr,
+        loss_type=config.loss_type,
+        huber_delta=config.huber_delta if config.loss_type == "huber" else None,
         caption_dropout=config.caption_dropout,
         shuffle_caption=config.shuffle_tags,
         keep_tokens=config.keep_tokens,

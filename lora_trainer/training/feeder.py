@@ -17,6 +17,7 @@ from lora_trainer.dataset.captions import vary_caption
 from lora_trainer.dataset.sampler import Placed, item_seed, plan_epoch
 from lora_trainer.dataset.scan import Item
 from lora_trainer.models.family import Objective, Tensors, TrainableModel
+from lora_trainer.training.mirror import choose_version
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class FeederSettings:
         batch_size: items of a micro-batch at most.
         accumulation: micro-batches of a step.
         seed: of the run.
-        shuffle_tags, keep_tokens, caption_dropout: how captions vary from epoch to epoch.
+        shuffle_tags, keep_tokens, tag_dropout, caption_dropout: how captions vary from epoch to epoch.
+        flip: whether a picture is seen mirrored half of the time.
         trains_text: whether captions are encoded in the loop, with gradients, instead of ahead.
     """
 
@@ -36,12 +38,14 @@ class FeederSettings:
     seed: int
     shuffle_tags: bool = False
     keep_tokens: int = 0
+    tag_dropout: float = 0.0
     caption_dropout: float = 0.0
+    flip: bool = False
     trains_text: bool = False
 
     @property
     def varies_captions(self) -> bool:
-        return self.shuffle_tags or self.caption_dropout > 0
+        return self.shuffle_tags or self.tag_dropout > 0 or self.caption_dropout > 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Batch:
     Attributes:
         tensors: by name, first dimension B, on the device.
         draws: random numbers by name, likewise.
-        weights: of the items' losses [B].
+        weights: of the items' losses [B]. What is learned from is the sum of weight x loss over the *number* of items, so
+            0.5 halves an item's pull and changes no other's. The loss that is shown is without weights.
         captions: to be encoded with gradients, or None when `tensors` holds them encoded.
         names: the pictures' names, for messages.
         seed: of the adapter's dropout in this forward.
@@ -158,6 +163,7 @@ class Feeder:
                 rng,
                 shuffle=self._settings.shuffle_tags,
                 keep_tokens=self._settings.keep_tokens,
+                tag_dropout=self._settings.tag_dropout,
                 caption_dropout=self._settings.caption_dropout,
             )
         return captions
@@ -169,7 +175,7 @@ class Feeder:
         return Batch(
             tensors=self._to_device(self._model.collate(examples)),
             draws=self._to_device(stacked),
-            weights=torch.ones(len(placed), device=self._device),
+            weights=torch.tensor([self._items[one.index].weight for one in placed], device=self._device),
             captions=[self._caption(epoch, one) for one in placed] if self._settings.trains_text else None,
             names=[self._items[one.index].name for one in placed],
             seed=item_seed(self._settings.seed, epoch.number, placed[0].position, "dropout"),
@@ -177,12 +183,19 @@ class Feeder:
 
     def _make_example(self, epoch: _Epoch, placed: Placed) -> Tensors:
         item, bucket = self._items[placed.index], self._buckets[placed.index]
-        example = dict(self._pictures(placed.index))
+        mirrored = self._is_mirrored(epoch, placed)
+        example = choose_version(self._pictures(placed.index), mirrored=mirrored)
         if not self._settings.trains_text:
             caption = epoch.captions.get(placed.position)
             example |= self._texts(placed.index) if caption is None else epoch.encoded[caption]
-        _, left, top = crop_geometry((item.width, item.height), bucket)
+        scaled, left, top = crop_geometry((item.width, item.height), bucket)
+        if mirrored:
+            left = scaled[0] - bucket.width - left
         return example | self._model.size_condition((item.width, item.height), (left, top), (bucket.width, bucket.height))
+
+    def _is_mirrored(self, epoch: _Epoch, placed: Placed) -> bool:
+        seed = item_seed(self._settings.seed, epoch.number, placed.position, "flip")
+        return self._settings.flip and random.Random(seed).random() < 0.5
 
     def _draw(self, epoch: _Epoch, placed: Placed, example: Tensors) -> Tensors:
         generator = torch.Generator().manual_seed(item_seed(self._settings.seed, epoch.number, placed.position, "noise"))

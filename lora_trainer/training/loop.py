@@ -22,8 +22,9 @@ from lora_trainer.events import Emit
 from lora_trainer.models.family import Objective, TrainableModel
 from lora_trainer.training.feeder import Batch, Feeder
 from lora_trainer.training.memory import MemoryLadder, is_out_of_memory, memory_in_use
+from lora_trainer.training.optimizers import effective_rate
 from lora_trainer.training.precision import Precision
-from lora_trainer.training.schedules import rate_factor
+from lora_trainer.training.schedules import Schedule
 from lora_trainer.training.state import TrainState
 
 Outcome = Literal["finished", "stopped"]
@@ -38,7 +39,7 @@ class LoopSettings:
         total_steps: where it ends.
         save_steps: a save each this many steps; 0 for none but the last.
         max_grad_norm: of clipping; 0 for none.
-        schedule, warmup_steps: see `schedules.rate_factor`.
+        schedule: of the learning rate.
         dropout: whether the adapter drops anything, so that its generator must be seeded.
         max_skips: skipped steps in a row that end the run.
     """
@@ -46,8 +47,7 @@ class LoopSettings:
     total_steps: int
     save_steps: int
     max_grad_norm: float
-    schedule: str
-    warmup_steps: int
+    schedule: Schedule
     dropout: bool
     max_skips: int = 5
 
@@ -81,6 +81,8 @@ class Trainer:
         control, poll: requests from outside; `poll` is called once a step to fetch them.
         emit: takes events.
         save: writes state and exports at the current step.
+        after_save: judges what was saved when it was due or asked for; not on a stop, a pause or a failure.
+        sample: draws samples at the current step, when asked for.
     """
 
     def __init__(
@@ -99,10 +101,13 @@ class Trainer:
         poll: Callable[[], None],
         emit: Emit,
         save: Callable[[], None],
+        after_save: Callable[[], None],
+        sample: Callable[[], None],
     ) -> None:
         self.model, self.parameters, self.optimizer, self.feeder = model, parameters, optimizer, feeder
         self.precision, self.objective, self.ladder, self.settings, self.state = precision, objective, ladder, settings, state
-        self.control, self.poll, self.emit, self.save = control, poll, emit, save
+        self.control, self.poll, self.emit = control, poll, emit
+        self.save, self.after_save, self.sample = save, after_save, sample
         self.skips_in_a_row = 0
         self.saved_step = state.step
 
@@ -116,17 +121,23 @@ class Trainer:
             if self._is_stopped():
                 return "stopped"
             self._take_step()
-            if self.control.take("save") or self._is_save_due():
-                self._save_once()
+            if self.state.step < self.settings.total_steps:  # at the end the caller looks, when the finished file is there
+                self._serve()
         self._save_once()
         return "finished"
+
+    def _serve(self) -> None:
+        """Saves and samples, where due or asked for. Save first: looking and sampling take time."""
+        if self.control.take("save") or self._is_save_due():
+            self._save_once()
+            self.after_save()
+        if self.control.take("sample"):
+            self.sample()
 
     def _take_step(self) -> None:
         started = time.perf_counter()
         step = self.state.step
-        factor = rate_factor(
-            self.settings.schedule, step, total_steps=self.settings.total_steps, warmup_steps=self.settings.warmup_steps
-        )
+        factor = self.settings.schedule.factor(step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         result = self._compute_gradients(step)
@@ -148,6 +159,9 @@ class Trainer:
         while True:
             try:
                 return self._accumulate(self.feeder.step_batches(step))
+            except TrainingError:  # a batch could not be had; the weights are those of the last step
+                self._save_once()
+                raise
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -160,7 +174,10 @@ class Trainer:
                 raise
 
     def _accumulate(self, batches: list[Batch]) -> StepResult:
-        """Runs forward and backward of each batch, and clips. Waits for the device once, at its end."""
+        """Runs forward and backward of each batch, and clips. Waits for the device once, at its end.
+
+        Gradients are of the weighed losses; the losses returned are without weights, so that runs can be compared.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         # The mean is over the items of the step, so a batch that is split or smaller than others counts by its items.
         total_weight = sum(len(batch) for batch in batches)
@@ -196,7 +213,7 @@ class Trainer:
             step=self.state.step,
             epoch=round(self.state.step / self.feeder.steps_per_epoch, 3),
             loss=result.loss if result.is_finite else None,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=effective_rate(self.optimizer),
             grad_norm=result.grad_norm if result.is_finite else None,
             seconds=round(time.perf_counter() - started, 4),
             memory_gib=round(memory_in_use(self.precision.device) / 2**30, 3),
@@ -218,6 +235,8 @@ class Trainer:
         while self.control.is_requested("pause") and not self.control.is_requested("stop"):
             time.sleep(PAUSE_POLL_SECONDS)
             self.poll()
+            if self.control.take("sample"):
+                self.sample()
 
     def _is_save_due(self) -> bool:
         return self.settings.save_steps > 0 and self.state.step % self.settings.save_steps == 0

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,12 @@ class TrainState:
         step: steps taken, skipped ones included: the position in the plan.
         num_skipped: steps that did not change the weights, because loss or gradient was not finite.
         loss_scale, good_steps: of fp16's scaler.
-        item_losses: by picture, the sum of its losses in the current epoch and their count; and of the epoch before.
     """
 
     step: int = 0
     num_skipped: int = 0
     loss_scale: float = 1.0
     good_steps: int = 0
-    item_losses: dict[str, list[float]] = field(default_factory=dict)
 
 
 def save_state(folder: Path, state: TrainState, lora: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> Path:
@@ -98,20 +96,28 @@ def _read_metadata(data: bytes) -> dict[str, str]:
 def _flatten_optimizer(state_dict: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Splits an optimizer's state dict into tensors by "optimizer.<index>.<key>" and everything else as JSON values."""
     tensors: dict[str, Tensor] = {}
-    numbers: dict[str, dict[str, Any]] = {}
-    for index, values in state_dict["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value.clone()
-            else:
-                numbers.setdefault(str(index), {})[key] = value
+    numbers = _take_out_tensors(state_dict["state"], "optimizer", tensors)
     return tensors, {"numbers": numbers, "param_groups": state_dict["param_groups"]}
 
 
+def _take_out_tensors(values: dict[Any, Any], prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Moves the tensors of nested dicts to `tensors`, named by their path (bitsandbytes nests its own); returns the rest."""
+    rest: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Tensor):
+            tensors[f"{prefix}.{key}"] = value.clone()
+        else:
+            rest[str(key)] = _take_out_tensors(value, f"{prefix}.{key}", tensors) if isinstance(value, dict) else value
+    return rest
+
+
 def _unflatten_optimizer(tensors: dict[str, Tensor], saved: dict[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in saved["numbers"].items()}
+    state: dict[str, Any] = saved["numbers"]
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    return {"state": state, "param_groups": saved["param_groups"]}
+            *path, key = name.split(".")[1:]
+            values = state
+            for part in path:
+                values = values.setdefault(part, {})
+            values[key] = tensor
+    return {"state": {int(index): values for index, values in state.items()}, "param_groups": saved["param_groups"]}

@@ -82,6 +82,7 @@ ROOMS = {
     "captioning": "models",
     "captioning.table": "data",
     "training": "training",
+    "training.table": "ground",
     "inference": "training",
     "jobs": "jobs",
     "host": "hosts",

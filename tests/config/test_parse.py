@@ -112,6 +112,37 @@ def test_a_newer_file_is_refused():
     assert "another version" in problems_of({**REQUIRED, "config_version": "99"})["config_version"]
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("512", 512), (512, 512), (["512"], 512), ("768, 512", (512, 768)), ([768, "512", 768], (512, 768))],
+)
+def test_resolution_is_a_number_or_a_list(value, expected):
+    config = parse.parse_config({**REQUIRED, "resolution": value})
+    assert config.resolution == expected
+    assert config.resolutions == (expected if isinstance(expected, tuple) else (expected,))
+
+
+def test_a_wrong_resolution_in_a_list_is_named():
+    assert "(32) must be at least 64" in problems_of({**REQUIRED, "resolution": [512, 32]})["resolution"]
+
+
+@pytest.mark.parametrize(
+    "word", ["folder_weights={10_a: 0.5, b=c: 2}", "folder_weights=10_a=0.5, b=c=2", "folder_weights=[10_a=0.5, b=c=2]"]
+)
+def test_folder_weights_are_read_from_a_mapping_or_words(tmp_path, word):
+    config = parse.parse_config({**REQUIRED, **parse.parse_overrides([word])})
+    assert config.folder_weights == {"10_a": 0.5, "b=c": 2.0}
+    assert parse.load_config(parse.dump_config(config, tmp_path / "config.yaml")) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [({"a": "much"}, r"of a (much) must be a number"), ({"a": 0}, "of a (0) must be above 0"), ("a", "(a) must be name=number")],
+)
+def test_wrong_folder_weights_are_named(value, message):
+    assert message in problems_of({**REQUIRED, "folder_weights": value})["folder_weights"]
+
+
 unicode_text = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=30).map(str.strip)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lora_trainer.dataset.buckets import Bucket, assign_buckets, fit_image
-from lora_trainer.dataset.cache import TensorStore, cache_pictures, cache_texts, picture_key, text_key, to_pixels
+from lora_trainer.dataset.cache import TensorMemory, TensorStore, cache_pictures, cache_texts, picture_key, text_key, to_pixels
 from lora_trainer.dataset.images import open_image
 from lora_trainer.dataset.scan import Item, scan_dataset
 from lora_trainer.errors import DatasetError, TrainingError
@@ -296,3 +296,39 @@ def test_the_key_holds_the_hash_of_the_bytes_that_were_decoded(tmp_path: Path, i
     keys = cache_all(items, tmp_path / "cache", Encoder())
     digest = hashlib.sha256(items[0].path.read_bytes()).hexdigest()
     assert keys[0] == picture_key(digest, Bucket(128, 128), "vae")
+
+
+def test_opacity_comes_as_a_fourth_channel_and_leaves_the_colours_alone(
+    tmp_path: Path, write: Write, chelsea: Image.Image
+) -> None:
+    seen: list[Tensor] = []
+
+    def encode(pixels: Tensor) -> Mapping[str, Tensor]:
+        seen.append(pixels)
+        return {"pixels": pixels[:, :3]}
+
+    picture = chelsea.resize((128, 128)).convert("RGBA")
+    picture.paste((0, 0, 0, 0), (0, 0, 64, 128))
+    write("data/half.png", picture)
+    write("data/opaque.jpg", chelsea.resize((128, 128)))
+    items = scan_dataset(tmp_path / "data").items
+    for with_alpha in (False, True):
+        cache_all(items, tmp_path / f"cache{with_alpha}", encode, batch_size=1, with_alpha=with_alpha)
+    half, opaque = seen[2:]
+    assert half.shape == (1, 4, 128, 128)
+    assert half[0, 3].unique().tolist() == [0, 1] and half[0, 3].mean() == 0.5 and not half[0, 3, :, :64].any()
+    assert (half[0, :3, :, :64] == 1).all()
+    assert (opaque[0, 3] == 1).all()
+    assert all(torch.equal(plain, masked[:, :3]) for plain, masked in zip(seen[:2], seen[2:], strict=True))
+
+
+def test_memory_keeps_what_fits_and_reads_the_rest(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path)
+    for key in "abc":
+        store.put(key, {"x": torch.full((4,), float(ord(key)))})
+    memory = TensorMemory(store, max_bytes=40)
+    assert all(memory.get(key)["x"][0] == ord(key) for key in "abc")
+    assert memory.get("missing") is None
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert [memory.get(key) is not None for key in "abc"] == [True, True, False]

@@ -73,7 +73,7 @@ def test_unusable_pictures_are_named_counted_and_left_out(tmp_path: Path, write:
     scan = scan_dataset(tmp_path)
     assert [item.name for item in scan.items] == ["good.png"]
     assert scan.num_found == 7
-    assert scan.left_out == {"unreadable": 3, "too small": 1, "without caption": 2, "without repeats": 0}
+    assert scan.left_out == {"unreadable": 3, "too small": 1, "invisible": 0, "without caption": 2, "without repeats": 0}
     assert "truncated" in about(scan.problems, "half.jpg").message
     assert "200 x 63" in about(scan.problems, "small.png").message
     assert "silent.txt" in about(scan.problems, "silent.png").hint

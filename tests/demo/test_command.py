@@ -82,6 +82,12 @@ def test_stand_ins_are_the_same_each_time(small: Path, tmp_path: Path) -> None:
     assert all((first.pictures / name).read_bytes() == (second.pictures / name).read_bytes() for name in names)
 
 
+def test_folder_that_cannot_be_made_is_an_error_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "taken").touch()
+    assert demo.main(["--output", str(tmp_path / "taken")]) == 1
+    assert "--output" in capsys.readouterr().err
+
+
 def test_folder_of_another_run_is_refused_with_the_remedy(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = small / "demo_ink"
     folder.mkdir(parents=True)

@@ -204,16 +204,18 @@ def test_layers_cut_off_by_clip_skip_are_not_complained_about(checkpoints: Any, 
 
 def test_misfits_are_named_and_the_rest_acts(sd1: Any, make_lora: MakeLora, tmp_path: Path) -> None:
     tensors = load_file(make_lora(sd1))
-    first, second, third, *_ = sorted({key.split(".")[0] for key in tensors if "attn1" in key})
+    first, second, third, fourth, *_ = sorted({key.split(".")[0] for key in tensors if "attn1" in key})
     tensors[f"{first}.{UP}"] = torch.ones(7, 4)
     del tensors[f"{second}.{DOWN}"]
+    tensors[f"{fourth}.alpha"] = torch.ones(2)
+    tensors["bundle_emb.ink.string_to_param.*"] = torch.ones(2)
     tensors["lora_unet_no_such_layer.lora_up.weight"] = tensors[f"{third}.{UP}"].clone()
     save_file(tensors, tmp_path / "bad.safetensors")
     with applied(sd1, [LoraUse(tmp_path / "bad.safetensors")]) as (report,):
         assert report.num_layers > 10
     text = "\n".join(report.skipped)
-    assert len(report.skipped) == 3
-    assert all(name in text for name in (first, second, "lora_unet_no_such_layer"))
+    assert len(report.skipped) == 5
+    assert all(name in text for name in (first, second, fourth, "lora_unet_no_such_layer", "embeddings"))
 
 
 def test_file_that_fits_nowhere_is_an_error(sd1: Any, tmp_path: Path) -> None:
@@ -227,6 +229,7 @@ def test_file_that_fits_nowhere_is_an_error(sd1: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "match"),
     [
+        ("weight", "holds no LoRA"),
         ("lora_unet_conv_in.dora_scale", "DoRA"),
         ("lora_unet_conv_in.hada_w1_a", "LoHa"),
         ("lora_unet_conv_in.lokr_w1", "LoKr"),

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from lora_trainer.adapters.container import model_hash
+from lora_trainer.errors import ConfigError
 from lora_trainer.inference import lettering
 from lora_trainer.inference.generate import GenerateSettings, generate
 from lora_trainer.inference.infotext import describe, save_png
@@ -46,6 +47,11 @@ def test_sheet_holds_the_base_first_and_then_each_weight(sd1: Any, make_lora: Ma
     assert 'Sheet weights: "0, 0.7, 1"' in sheet.parameters
 
 
+def test_sheet_without_prompts_is_an_error(sd1: Any, make_lora: MakeLora) -> None:
+    with pytest.raises(ConfigError, match=r"prompts: is empty"):
+        weight_sheet(sd1, [LoraUse(make_lora(sd1))], [], SETTINGS)
+
+
 def test_parameters_are_written_as_the_webui_writes_them(sd1: Any, make_lora: MakeLora) -> None:
     path = make_lora(sd1)
     settings = GenerateSettings(
@@ -61,11 +67,11 @@ def test_parameters_are_written_as_the_webui_writes_them(sd1: Any, make_lora: Ma
 
 
 @pytest.mark.hosts
-@pytest.mark.parametrize("text", ["plain", "Ölgemälde", "水墨画 🏠\nSteps: 20", 'a "quote", \\'])
+@pytest.mark.parametrize("text", ["plain", "Ölgemälde", "水墨画 🏠\nSteps: 20", "half \ud800", 'a "quote", \\'])
 def test_text_of_any_language_is_read_back_from_the_png(tmp_path: Path, text: str) -> None:
     path = save_png(tmp_path / "单.png", Image.new("RGB", (8, 8)), text)
     with Image.open(path) as picture:
-        assert picture.info["parameters"] == text
+        assert picture.info["parameters"] == text.replace("\ud800", "?")
 
 
 @pytest.mark.hosts

@@ -46,6 +46,7 @@ def toy_values(tmp_path, pictures, toy_family) -> dict[str, str]:
         "learning_rate": "1e-2",
         "save_steps": "5",
         "device": "cpu",
+        "validation_pictures": "0",  # tests of the loop count calls of the model; test_validation.py looks at all six
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import pytest
@@ -11,7 +12,11 @@ import torch
 from lora_trainer.adapters.self_test import self_test
 from lora_trainer.config.parse import parse_config, parse_yaml
 from lora_trainer.control import TrainControl
+from lora_trainer.errors import ConfigError
+from lora_trainer.models.family import ModelSettings
+from lora_trainer.models.table import load_model
 from lora_trainer.models.webui import webui_layers
+from lora_trainer.plan import make_plan
 from lora_trainer.training.run import train
 from tests.config.test_parse import ARTICLE
 from tests.tiny import make_checkpoint, make_pictures
@@ -110,3 +115,37 @@ def test_more_layers_pass_the_files_self_test(tmp_path, family, selection):
     result, _, _ = run(config)
     failed = [check for check in self_test(result.path, webui_layers(config.base_model)) if not check.passed]
     assert failed == []
+
+
+@pytest.mark.hosts
+def test_tensorboard_is_written_where_it_is_installed_and_missed_with_a_warning_elsewhere(tmp_path):
+    config = article_config(tmp_path, "sd1", max_train_steps="2")
+    result, _, events = run(config)
+    assert result.status == "finished"
+    warned = any("pip install tensorboard" in event.data["message"] for event in events if event.kind == "warning")
+    assert warned != bool(list(config.output_dir.glob("logs/events.out.tfevents.*")))
+    assert warned == (importlib.util.find_spec("tensorboard") is None)
+
+
+def test_each_choice_of_the_objective_changes_the_losses_and_none_breaks_them(tmp_path):
+    choices = ({}, {"loss_type": "huber"}, {"debiased_estimation": "true"}, {"min_snr_gamma": "5"}, {"zero_terminal_snr": "true"})
+    first = []
+    for number, changes in enumerate(choices):
+        _, losses, _ = run(article_config(tmp_path / str(number), "sd2", "v_prediction", max_train_steps="2", **changes))
+        assert all(map(math.isfinite, losses))
+        first.append(losses[0])
+    assert len(set(first)) == len(choices)
+
+
+def test_zero_terminal_snr_on_an_epsilon_base_is_refused_before_it_is_loaded(tmp_path):
+    config = article_config(tmp_path, "sd1", zero_terminal_snr="true")
+    with pytest.raises(
+        ConfigError, match=r"zero_terminal_snr: \(true\) needs a base that predicts v, and tiny.*predicts epsilon"
+    ):
+        make_plan(config)
+
+
+def test_zero_terminal_snr_is_refused_when_only_the_loaded_base_tells(tmp_path):
+    base = make_checkpoint("sd2", tmp_path)
+    with pytest.raises(ConfigError, match="zero_terminal_snr"):
+        load_model(ModelSettings(base, prediction_type="epsilon", zero_terminal_snr=True))

@@ -3,14 +3,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_trainer.training.optimizers import OPTIMIZERS, build_optimizer
+from lora_trainer.training.optimizers import build_optimizer
 from lora_trainer.training.state import TrainState, load_state, save_state
+from tests.training.choices import INSTALLED_OPTIMIZERS
+
+RATES = {"prodigy": 1.0}  # every other lowers the quadratic at 0.01
 
 
 def make(name="adamw", seed=0):
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.nn.Parameter(torch.randn(4, 3, generator=generator))
-    optimizer = build_optimizer(name, [{"params": [weight], "lr": 0.01, "base_lr": 0.01}], weight_decay=0.1)
+    weight = torch.nn.Parameter(torch.randn(64, 64, generator=generator))  # below 4096 numbers, 8 bits are not used
+    rate = RATES.get(name, 0.01)
+    optimizer = build_optimizer(name, [{"params": [weight], "lr": rate, "base_lr": 0.01}], weight_decay=0.1)
     return weight, optimizer
 
 
@@ -21,15 +25,15 @@ def take_step(weight, optimizer):
 
 
 @pytest.mark.hosts
-@pytest.mark.parametrize("name", OPTIMIZERS.names())
+@pytest.mark.parametrize("name", INSTALLED_OPTIMIZERS)
 def test_an_optimizer_continues_from_a_saved_state_with_the_same_bits(tmp_path, name):
     weight, optimizer = make(name)
     for _ in range(3):
         take_step(weight, optimizer)
-    save_state(tmp_path, TrainState(step=3, item_losses={"a": [1.0, 2.0]}), {"w": weight.detach()}, optimizer)
+    save_state(tmp_path, TrainState(step=3, num_skipped=1), {"w": weight.detach()}, optimizer)
     other_weight, other_optimizer = make(name, seed=9)
     state, lora, saved = load_state(tmp_path)
-    assert state == TrainState(step=3, item_losses={"a": [1.0, 2.0]})
+    assert state == TrainState(step=3, num_skipped=1)
     other_optimizer.load_state_dict(saved)
     with torch.no_grad():
         other_weight.copy_(lora["w"])
@@ -40,7 +44,7 @@ def test_an_optimizer_continues_from_a_saved_state_with_the_same_bits(tmp_path, 
     assert other_optimizer.param_groups[0]["base_lr"] == 0.01
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS.names())
+@pytest.mark.parametrize("name", INSTALLED_OPTIMIZERS)
 def test_an_optimizer_lowers_a_quadratic(name):
     weight, optimizer = make(name)
     before = weight.pow(2).sum().item()

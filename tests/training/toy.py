@@ -61,7 +61,9 @@ class ToyModel:
     def collate(self, examples: Sequence[Tensors]) -> Tensors:
         return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
 
-    def make_draws(self, example: Tensors, generator: torch.Generator, objective: Objective) -> Tensors:
+    def make_draws(
+        self, example: Tensors, generator: torch.Generator, objective: Objective, *, level: float | None = None
+    ) -> Tensors:
         return {"noise": torch.randn(WIDTH, generator=generator)}
 
     def losses(self, batch: Tensors, draws: Tensors, objective: Objective) -> Tensor:
