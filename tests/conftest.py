@@ -45,9 +45,9 @@ def _no_network() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _windows_rule() -> Iterator[None]:
-    """Fails a test in which this process moves or deletes a file that it still holds open or memory-mapped.
+    """Refuses, as Windows does, to move or delete a file that this process still holds open or memory-mapped.
 
-    Windows refuses that; Linux allows it, and tells in /proc what is held, so the whole suite checks it there.
+    Linux would allow it, and tells in /proc what is held, so the whole suite is run under that rule there.
     """
     with pytest.MonkeyPatch.context() as patch:
         if Path("/proc/self/maps").exists():
@@ -61,7 +61,9 @@ def _refusing_held_files(function: Callable[..., None]) -> Callable[..., None]:
         if not options:  # with a folder's descriptor the paths are relative to that
             for path in paths:
                 if how := holds(os.path.realpath(path)):
-                    pytest.fail(f"os.{function.__name__}: {path} is still {how} in this process; Windows refuses that.")
+                    raise PermissionError(
+                        13, f"still {how} in this process, so Windows refuses os.{function.__name__}", str(path)
+                    )
         function(*paths, **options)
 
     return refusing
@@ -70,11 +72,13 @@ def _refusing_held_files(function: Callable[..., None]) -> Callable[..., None]:
 def holds(path: str | bytes) -> str:
     """Returns how this process holds a file, "open" or "memory-mapped", or "". Linux only."""
     name = os.fsdecode(path)
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
+        if any(line.rstrip("\n").endswith(f" {name}") for line in file):
+            return "memory-mapped"
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
             if str(descriptor.readlink()) == name:
                 return "open"
         except OSError:  # the descriptor of this very listing
             continue
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
-        return "memory-mapped" if any(line.rstrip("\n").endswith(f" {name}") for line in file) else ""
+    return ""
