@@ -146,9 +146,9 @@ def test_the_suite_refuses_to_replace_a_held_file(tmp_path, hold):
     held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if hold == "memory-mapped" else file
     if hold == "memory-mapped":
         file.close()
-    with pytest.raises(PermissionError, match=f"still {hold} .* Windows refuses os.replace"):
+    with pytest.raises(pytest.fail.Exception, match="Windows refuses"):
         os.replace(source, target)
-    with pytest.raises(PermissionError, match=f"still {hold} .* Windows refuses os.unlink"):
+    with pytest.raises(pytest.fail.Exception, match="Windows refuses"):
         target.unlink()
     held.close()
     os.replace(source, target)

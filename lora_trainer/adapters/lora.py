@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685): PEFT puts the layers in, this file gives them their weights and names.
+"""LoRA (arXiv 2106.09685): PEFT puts the layers in, this file gives them their weights, names and forward.
 
 `W x + alpha/rank * up(down(x))`, for Linear and for Conv2d (down keeps the kernel, up is 1 x 1). PEFT calls them A and B.
 The layers' names, first weights and dtype are ours, so that runs are equal under every version of PEFT.
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners import lora as peft_lora
 from torch import Tensor, nn
 
 from lora_trainer.adapters.adapter import ModuleName
@@ -23,6 +24,32 @@ from lora_trainer.errors import AdapterError
 from lora_trainer.models.family import TrainableModel
 
 PEFT_NAME = "default"
+
+
+class _ComputesLikeItsBase:
+    """A LoRA layer that computes in the dtype of its frozen base layer, whatever that of its own weights.
+
+    PEFT's forward widens the input to the weights' fp32, which autocast narrows again: two more copies of every layer's input.
+    It also scales the output, where scaling the rank's few numbers gives the same.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        base: Any = self.get_base_layer()  # type: ignore[attr-defined]
+        x = x.to(base.weight.dtype)
+        output: Tensor = base(x, *args, **kwargs)
+        if self.disable_adapters:  # type: ignore[attr-defined]
+            return output
+        dropped = self.lora_dropout[PEFT_NAME](x)  # type: ignore[attr-defined]
+        inner = _apply(_down(self), dropped) * self.scaling[PEFT_NAME]  # type: ignore[attr-defined]
+        return output + _apply(_up(self), inner)
+
+
+class LoraLinear(_ComputesLikeItsBase, peft_lora.Linear):
+    """See `_ComputesLikeItsBase`."""
+
+
+class LoraConv2d(_ComputesLikeItsBase, peft_lora.Conv2d):
+    """See `_ComputesLikeItsBase`."""
 
 
 class LoraAdapter:
@@ -138,6 +165,7 @@ def _inject_part(root: nn.Module, names: list[str], config: LoraConfig) -> list[
     """Returns the new layers by name, in the module's own order."""
     # A pattern, because PEFT would also take every module whose name ends with one of a list's names.
     config = replace(config, target_modules="|".join(re.escape(name) for name in names))
+    config._register_custom_module({nn.Linear: LoraLinear, nn.Conv2d: LoraConv2d})
     wanted = set(names)
     # PEFT draws first weights that are replaced anyway; the draws of the caller must not depend on that.
     with torch.random.fork_rng(devices=[]):
@@ -163,6 +191,13 @@ def _set_first_weights(layer: Any, name: ModuleName, seed: int) -> None:
     first = torch.empty(down.weight.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
     down.weight = nn.Parameter(first.to(device))
     up.weight = nn.Parameter(torch.zeros(up.weight.shape, dtype=torch.float32, device=device))
+
+
+def _apply(layer: Any, x: Tensor) -> Tensor:
+    """Returns a matrix's output for x, in the dtype of x; the gradient of the weight is of the weight's own dtype."""
+    weight = layer.weight.to(x.dtype)
+    output: Tensor = layer._conv_forward(x, weight, None) if isinstance(layer, nn.Conv2d) else nn.functional.linear(x, weight)
+    return output
 
 
 def _down(layer: Any) -> Any:

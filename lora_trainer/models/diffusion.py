@@ -127,12 +127,15 @@ class DiffusionModel(ABC):
             batch: what `encode_texts` and `size_condition` returned, batched.
         """
         dtype = self.settings.dtype
-        prediction: Tensor = self.unet(
-            noisy_latents.to(dtype),
-            timesteps,
-            encoder_hidden_states=batch["text"].to(dtype),
-            added_cond_kwargs=self.added_conditions(batch),
-        ).sample
+        # All of it is in one dtype, LoRA layers included. Autocast would have a GPU do every norm, and what follows it up to the
+        # next convolution, in fp32: more time, and twice the memory for what the backward pass keeps of it.
+        with torch.autocast(noisy_latents.device.type, enabled=False):
+            prediction: Tensor = self.unet(
+                noisy_latents.to(dtype),
+                timesteps,
+                encoder_hidden_states=batch["text"].to(dtype),
+                added_cond_kwargs=self.added_conditions(batch),
+            ).sample
         return prediction
 
     def make_draws(

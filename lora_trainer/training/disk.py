@@ -83,8 +83,9 @@ def disk_needs(config: TrainConfig, plan: TrainPlan, model: TrainableModel, targ
     lora = 4 * sum(_num_weights(model.parts[part], names, config.lora_rank) for part, names in targets.items())
     num_files = 1 + (plan.total_steps // config.save_steps if config.save_steps else 0)
     states = 3 * lora * (KEPT_STATES + 1)  # weights and two moments; a new state stands beside the kept ones
-    # Two fp32 tensors of 4 channels at an eighth of the resolution, and the text.
-    cache = len(plan.items) * (plan.resolution**2 // 2 + TEXT_BYTES)
+    # Two fp32 tensors of 4 channels at an eighth of the resolution, mirrored ones too, and the text.
+    num_versions = 2 if config.flip else 1
+    cache = sum(num_versions * bucket.width * bucket.height // 2 + TEXT_BYTES for bucket in plan.buckets)
     return [
         (config.output_dir, states, "states to continue from"),
         (config.output_dir, num_files * lora, f"{num_files} LoRA files"),
