@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ def _refusing_held_files(function: Callable[..., None]) -> Callable[..., None]:
         if not options:  # with a folder's descriptor the paths are relative to that
             for path in paths:
                 if how := holds(os.path.realpath(path)):
+                    if threading.current_thread() is not threading.main_thread():
+                        # Another thread may hold it, for a moment: what Windows says then is what retries are for.
+                        raise PermissionError(13, "still open in another thread", os.fspath(path))
                     pytest.fail(f"os.{function.__name__}: {path} is still {how} in this process; Windows refuses that.")
         function(*paths, **options)
 

@@ -1,0 +1,129 @@
+"""Measures the shipped miniature: the base's reconstruction, colours and shapes, and the captioner's words.
+
+    python -m benchmarks.miniature [--pictures 100] [--sheet sheet.png]
+
+It reads the files that ship, by the code that loads any checkpoint, and judges with a classifier that it trains first (a minute).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BertTokenizer
+from transformers.models.blip.modeling_blip import BlipForConditionalGeneration
+
+from lora_trainer.demo.recipe.judge import Judge, dominant_colour, shape_scenes, train_judge
+from lora_trainer.demo.recipe.paint import paint
+from lora_trainer.demo.recipe.scenes import caption, draw_scene
+from lora_trainer.demo.recipe.train_base import PROMPTS, build_schedule
+from lora_trainer.demo.recipe.train_captioner import write_caption
+from lora_trainer.demo.recipe.train_vae import UNSEEN, reconstruction_psnr, to_tensor
+from lora_trainer.models.detect import detect
+from lora_trainer.models.diffusion import DiffusionModel
+from lora_trainer.models.family import ModelSettings
+from lora_trainer.models.sd1 import load
+
+DEMO = Path(__file__).parents[1] / "lora_trainer" / "demo"
+
+
+def generate(
+    model: DiffusionModel, prompts: list[str], seed: int = 0, steps: int = 25, guidance: float = 4.0
+) -> list[Image.Image]:
+    """Returns one picture per prompt, drawn by DDIM."""
+    pictures: list[Image.Image] = []
+    noise = torch.Generator().manual_seed(seed)
+    for start in range(0, len(prompts), 10):
+        schedule = build_schedule()
+        schedule.set_timesteps(steps)
+        part = prompts[start : start + 10]
+        with torch.no_grad():
+            batch = model.encode_texts([""] * len(part) + part)
+            latents = torch.randn(len(part), 4, 16, 16, generator=noise)
+            for timestep in schedule.timesteps:
+                predicted = model.denoise(latents.repeat(2, 1, 1, 1), timestep.repeat(2 * len(part)), batch)
+                empty, wanted = predicted.chunk(2)
+                latents = schedule.step(empty + guidance * (wanted - empty), timestep, latents).prev_sample
+            pixels = ((model.decode_latents(latents).clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        pictures += [Image.fromarray(array) for array in pixels]
+    return pictures
+
+
+def measure_vae(model: DiffusionModel) -> None:
+    """Prints the reconstruction of unseen scenes and of the data sets' pictures."""
+    print(f"VAE, unseen scenes: {reconstruction_psnr(model.vae, [paint(draw_scene(UNSEEN + i)) for i in range(48)]):.2f} dB PSNR")
+    for folder in sorted((DEMO / "datasets").iterdir()):
+        pictures = [Image.open(path) for path in sorted((folder / "held_out").glob("*.png"))]
+        print(f"VAE, {folder.name}: {reconstruction_psnr(model.vae, pictures):.2f} dB PSNR")
+    with torch.no_grad():
+        pixels = torch.stack([to_tensor(paint(draw_scene(UNSEEN + i))) for i in range(32)])
+        print(f"Latents' standard deviation: {model.encode_pictures(pixels)['latent_mean'].std():.3f}")
+
+
+def measure_base(model: DiffusionModel, judge: Judge, count: int) -> list[Image.Image]:
+    """Prints how often the colour and the shape are those of the prompt, and returns the pictures."""
+    scenes = shape_scenes(UNSEEN, count)
+    drawn = judge.look([paint(scene) for scene in scenes])
+    right = [answer == (scene.shape, scene.colour) for answer, scene in zip(drawn, scenes, strict=True)]
+    print(f"Judge on drawn scenes, shape and colour: {_percent(right)}")
+    pictures = generate(model, [caption(scene) for scene in scenes])
+    answers = list(zip(judge.look(pictures), scenes, strict=True))
+    print(f"Base, colour named (by the judge): {_percent([a[1] == scene.colour for a, scene in answers])}")
+    print(f"Base, shape named (by the judge): {_percent([a[0] == scene.shape for a, scene in answers])}")
+    plain = [(picture, scene) for picture, scene in zip(pictures, scenes, strict=True) if scene.plain]
+    dominant = [dominant_colour(picture, scene.plain or "") == scene.colour for picture, scene in plain]
+    print(f"Base, colour named is dominant beside the ground's (by pixels, {len(plain)} plain grounds): {_percent(dominant)}")
+    return pictures
+
+
+def _percent(answers: list[bool]) -> str:
+    return f"{100 * np.mean(answers):.0f} %"
+
+
+def measure_captioner(count: int) -> None:
+    """Prints how often the captioner names colour and shape, and how often it says everything right."""
+    folder = str(DEMO / "captioner")
+    captioner = BlipForConditionalGeneration.from_pretrained(folder).float().eval()
+    scenes = shape_scenes(UNSEEN, count)
+    said = write_caption(
+        captioner, BertTokenizer.from_pretrained(folder), torch.stack([to_tensor(paint(scene)) for scene in scenes])
+    )
+    named = [f"{scene.colour} {scene.shape}" in text for scene, text in zip(scenes, said, strict=True)]
+    print(f"Captioner, colour and shape: {_percent(named)}")
+    scenes = [draw_scene(UNSEEN + i) for i in range(count)]
+    said = write_caption(
+        captioner, BertTokenizer.from_pretrained(folder), torch.stack([to_tensor(paint(scene)) for scene in scenes])
+    )
+    right = [
+        caption(scene).replace(",", "").split() == text.replace(",", "").split() for scene, text in zip(scenes, said, strict=True)
+    ]
+    print(f"Captioner, whole caption of any scene: {_percent(right)}")
+
+
+def write_sheet(pictures: list[Image.Image], path: Path, columns: int = 10) -> None:
+    """Writes the pictures as one, row by row."""
+    sheet = Image.new("RGB", (128 * columns, 128 * (-(-len(pictures) // columns))))
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, (128 * (index % columns), 128 * (index // columns)))
+    sheet.save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--sheet", type=Path)
+    arguments = parser.parse_args()
+    base = DEMO / "base" / "miniature.safetensors"
+    model = load(ModelSettings(base), detect(base))
+    measure_vae(model)
+    measure_captioner(arguments.pictures)
+    pictures = measure_base(model, train_judge(), arguments.pictures)
+    if arguments.sheet:
+        write_sheet([*generate(model, list(PROMPTS)), *pictures], arguments.sheet)
+
+
+if __name__ == "__main__":
+    main()
