@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from io import RawIOBase
@@ -25,6 +26,19 @@ from lora_trainer.models.header import find_part_files, is_pickle, read_header
 
 Tensors = dict[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
+
+# What torch's reader raises for a file that is no pickle, or is cut off.
+_DAMAGED_PICKLE = (
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OSError,
+    struct.error,
+)
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -90,7 +104,7 @@ def load_pickle(path: Path) -> Tensors:
             f"{path} holds more than plain weights, which could run code, and was not loaded. "
             "Take the .safetensors file of this model, or convert it with a tool that you trust."
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except _DAMAGED_PICKLE as error:
         raise ModelError(f"{path} is damaged or not a model file ({error}). Download it again.") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
