@@ -16,6 +16,7 @@ show the same text.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -81,6 +82,11 @@ class TrainingError(LoraTrainerError):
     """Training cannot go on."""
 
 
+def pip_command(package: str) -> str:
+    """Returns the command that installs a package for this very Python: in a WebUI the WebUI's, else our own environment's."""
+    return f'"{sys.executable}" -m pip install {package}'
+
+
 class MissingPackageError(LoraTrainerError):
     """An optional package is needed and is not installed.
 
@@ -91,4 +97,6 @@ class MissingPackageError(LoraTrainerError):
 
     def __init__(self, package: str, purpose: str) -> None:
         self.package = package
-        super().__init__(f"{purpose} needs the package {package}, which is not installed. Install it with: pip install {package}")
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed. Install it with: {pip_command(package)}"
+        )

@@ -18,7 +18,7 @@ from lora_trainer.config.parse import dump_config, load_config
 from lora_trainer.config.schema import TrainConfig, changed_fields
 from lora_trainer.control import COMMANDS, TrainControl
 from lora_trainer.errors import RunFolderError
-from lora_trainer.files import TEMPORARY_SUFFIX, lock_byte, unlock_byte, write_text
+from lora_trainer.files import RETRY_SECONDS, TEMPORARY_SUFFIX, lock_byte, unlock_byte, write_text
 
 Status = Literal["new", "running", "paused", "stopped", "failed", "finished"]
 
@@ -71,11 +71,21 @@ class RunFolder:
         return self.path / f"{name}-step{step:08d}.safetensors"
 
     def read_job(self) -> dict[str, Any]:
-        """Returns the content of `job.json`, {} where there is none."""
-        try:
-            return dict(json.loads(self.job_path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return {}
+        """Returns the content of `job.json`, {} where there is none or it is damaged.
+
+        Raises:
+            OSError: it cannot be read, not even after some tries; on Windows another program may hold it for a moment.
+        """
+        for seconds in (*RETRY_SECONDS, None):
+            try:
+                return dict(json.loads(self.job_path.read_text(encoding="utf-8")))
+            except (FileNotFoundError, ValueError):
+                return {}
+            except PermissionError:
+                if seconds is None:
+                    raise
+                time.sleep(seconds)
+        return {}
 
     def update_job(self, **values: Any) -> None:
         """Changes keys of `job.json`."""
@@ -203,20 +213,16 @@ def _decide(folder: RunFolder, config: TrainConfig, total_steps: Callable[[], in
                 "Choose a new or empty folder."
             )
         return "new"
+    job = folder.read_job()
+    if not job.get("step") and not any(folder.state_dir.glob("step-*.safetensors")):
+        folder.job_path.unlink(missing_ok=True)  # it ended before its first save: nothing would be lost by other settings
+        return "new"
     changed = changed_fields(load_config(folder.config_path), config)
     if changed:
         raise RunFolderError(
             f"{folder.path} holds a run with other settings: {', '.join(changed)}. "
             "Set them back to continue it, choose another output_dir, or start over with --fresh, which moves the old run aside."
-            + (
-                ""
-                if any(folder.state_dir.glob("step-*.safetensors"))
-                else " Nothing was saved in it yet, so nothing would be lost."
-            )
         )
-    job = folder.read_job()
-    if not job:
-        return "new"
     if job.get("status") == "finished" and job.get("step", 0) >= total_steps():
         return "finished"
     return "continue"

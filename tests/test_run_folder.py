@@ -127,3 +127,17 @@ def test_a_folder_tells_whether_a_process_trains_in_it(tmp_path):
     assert RunFolder(tmp_path / "ink").is_locked()
     folder.unlock()
     assert not RunFolder(tmp_path / "ink").is_locked()
+
+
+def test_a_run_that_saved_nothing_yet_takes_other_settings(tmp_path):
+    folder, _ = start(make_config(tmp_path))
+    folder.update_job(status="failed", name="ink")
+    assert start(make_config(tmp_path, seed="7"))[1] == "new"
+    assert "seed: 7" in folder.config_path.read_text(encoding="utf-8")
+
+
+def test_a_lost_job_file_does_not_make_a_run_with_states_new(tmp_path):
+    folder, _ = start(make_config(tmp_path))
+    folder.state_dir.mkdir()
+    (folder.state_dir / "step-00000004.safetensors").write_bytes(b"state")
+    assert start(make_config(tmp_path))[1] == "continue"

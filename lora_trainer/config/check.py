@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from lora_trainer.config.schema import TrainConfig, default_of
-from lora_trainer.errors import Problem
+from lora_trainer.errors import Problem, pip_command
 from lora_trainer.registry import Entry
 from lora_trainer.training.table import OPTIMIZERS
 
@@ -107,7 +107,7 @@ def _check_optimizer(config: TrainConfig, optimizer: Entry) -> list[Problem]:
             Problem(
                 "optimizer",
                 f"({optimizer.name}) needs the package {optimizer.package}, which is not installed.",
-                hint=f"Install it with: pip install {optimizer.package}",
+                hint=f"Install it with: {pip_command(optimizer.package)}",
             )
         )
     schedule = optimizer.options.get("schedule", config.lr_scheduler)
@@ -220,7 +220,7 @@ def _check_packages(config: TrainConfig) -> list[Problem]:
                 "log_with",
                 "asks for TensorBoard, which is not installed; the run goes on and writes events.jsonl.",
                 "warning",
-                "Install it with: pip install tensorboard",
+                f"Install it with: {pip_command('tensorboard')}",
             )
         ]
     return []

@@ -8,7 +8,7 @@ Shapes: h and w an eighth of the picture's height and width. Of two items the fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -87,7 +87,7 @@ def generate(model: DiffusionModel, settings: GenerateSettings, *, on_step: OnSt
     """
     if problems := settings.problems():
         raise ConfigError(problems)
-    with _evaluating([*model.parts.values(), model.vae]), _autocast(model):
+    with evaluating([*model.parts.values(), model.vae]), _autocast(model):
         conditions = _encode_prompts(model, settings)
         latents = _sample(model, settings, conditions, on_step)
         with _on_device([model.vae], model.settings.device):
@@ -161,11 +161,11 @@ def _autocast(model: DiffusionModel) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _evaluating(roots: list[nn.Module]) -> Iterator[None]:
+def evaluating(roots: Iterable[nn.Module]) -> Iterator[None]:
     """Within it dropout is off; afterwards each module is in the mode in which it was."""
     before = [(module, module.training) for root in roots for module in root.modules()]
-    for root in roots:
-        root.eval()
+    for module, _ in before:
+        module.training = False
     try:
         yield
     finally:

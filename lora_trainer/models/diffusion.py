@@ -188,6 +188,8 @@ class DiffusionModel(ABC):
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Has the denoiser recompute its activations in the backward pass, or keep them."""
+        if enabled:
+            self.unet.train()  # diffusers checkpoints in training mode only; the UNet has no dropout of its own
         (self.unet.enable_gradient_checkpointing if enabled else self.unet.disable_gradient_checkpointing)()
 
     def release_encoders(self, *, keep_text: bool) -> None:

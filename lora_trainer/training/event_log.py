@@ -52,4 +52,4 @@ def _open_board(folder: RunFolder, first_step: int) -> Any:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError:  # the check has said so, with the pip command
         return None
-    return SummaryWriter(str(folder.logs_dir), purge_step=first_step + 1 if first_step else None)
+    return SummaryWriter(str(folder.logs_dir), purge_step=first_step + 1)

@@ -10,13 +10,11 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from lora_trainer.adapters.adapter import Adapter
 from lora_trainer.config.schema import TrainConfig
@@ -24,6 +22,7 @@ from lora_trainer.dataset.buckets import crop_geometry
 from lora_trainer.dataset.sampler import item_seed, stable_order
 from lora_trainer.events import Emit, fold_steps, read_events
 from lora_trainer.files import write_text
+from lora_trainer.inference.generate import evaluating
 from lora_trainer.models.family import Objective, Tensors, TrainableModel
 from lora_trainer.plan import TrainPlan
 from lora_trainer.run_folder import RunFolder
@@ -349,16 +348,3 @@ def write_table(path: Path, table: Mapping[str, _PictureLoss]) -> None:
     for name, loss in sorted(table.items(), key=lambda entry: (-entry[1].change, entry[0])):
         writer.writerow((name, repr(loss.first), repr(loss.last), f"{loss.change:.4f}"))
     write_text(path, "\ufeff" + text.getvalue())
-
-
-@contextmanager
-def evaluating(parts: Iterable[nn.Module]) -> Iterator[None]:
-    """Within it modules are in evaluation mode; afterwards each is in the mode in which it was."""
-    before = [(module, module.training) for part in parts for module in part.modules()]
-    for module, _ in before:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, was_training in before:
-            module.training = was_training
