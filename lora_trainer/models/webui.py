@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from lora_trainer.errors import ModelError
 from lora_trainer.models.detect import Detection, detect
 from lora_trainer.models.header import find_part_files, read_header
 from lora_trainer.models.layout import QKV, NameMap, open_clip_names, unet_names
@@ -48,9 +49,12 @@ def webui_layers(path: Path) -> Layers:
         ModelError: the base cannot be read, or is of a kind that cannot be trained here.
     """
     detection = detect(path)
-    layers = _unet_layers(detection, dict(_weights(_part_shapes(detection, "unet", UNET_PREFIX))))
-    for index in range(len(detection.facts.text_encoders)):
-        layers |= _text_layers(detection, index)
+    try:
+        layers = _unet_layers(detection, dict(_weights(_part_shapes(detection, "unet", UNET_PREFIX))))
+        for index in range(len(detection.facts.text_encoders)):
+            layers |= _text_layers(detection, index)
+    except (KeyError, IndexError) as error:
+        raise ModelError(f"{path} is damaged: {error} does not fit its architecture. Download it again.") from error
     return layers
 
 

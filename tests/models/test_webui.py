@@ -6,7 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from lora_trainer.errors import ModelError
+from lora_trainer.models.checkpoint import read_tensors
 from lora_trainer.models.layout import unet_names
 from lora_trainer.models.sizes import UNetSizes
 from lora_trainer.models.webui import text_key, unet_key, webui_layers
@@ -88,3 +92,12 @@ def test_every_original_name_is_a_key(tmp_path: Path) -> None:
     names = unet_names(tiny.SIZES["sd1"].unet)
     for module in ("conv_in", "down_blocks.0.resnets.1.time_emb_proj", "mid_block.attentions.0.proj_out"):
         assert f"lora_unet_{names.to_original(module)}".replace(".", "_") in layers
+
+
+def test_a_layer_that_is_no_part_of_the_base_is_named(tmp_path: Path) -> None:
+    path = tiny.make_checkpoint("sd1", tmp_path)
+    tensors = read_tensors(path)
+    tensors["model.diffusion_model.output_blocks.99.0.emb_layers.1.weight"] = torch.zeros(2, 2)
+    save_file(tensors, path)
+    with pytest.raises(ModelError, match=r"tiny\.safetensors is damaged: 'output_blocks\.99\.0\.emb_layers\.1'"):
+        webui_layers(path)
