@@ -198,7 +198,7 @@ def _hold_back(config: TrainConfig, scan: DatasetScan, problems: list[Problem]) 
     held_out: tuple[Item, ...] = ()
     if config.validation_dir is not None:
         folder = config.validation_dir
-        found = _collect(problems, "validation_dir", lambda: scan_dataset(folder))
+        found = _collect(problems, "validation_dir", lambda: scan_dataset(folder, alpha_mask=config.alpha_mask))
         if found is not None:
             held_out = found.items
             problems += [replace(problem, field=f"validation_dir/{problem.field}") for problem in found.problems]

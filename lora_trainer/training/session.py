@@ -312,7 +312,8 @@ class Running:
         """Trains to the end or to a stop."""
         if is_resumed and not self.exporter.has_step(self.state.step):  # killed between the state and the file
             self.exporter.export_step(self.state.step, self._epoch())
-        self._keep(lambda: self.validator.begin(self.state.step))
+        with averaged_weights(self.optimizer):
+            self._keep(lambda: self.validator.begin(self.state.step))
         outcome = self._make_trainer().run()
         path = self._finish() if outcome == "finished" else None
         return TrainResult(outcome, self.state.step, path)

@@ -70,17 +70,18 @@ def prepare_pictures(encoder: Encoder, *, trains_text: bool) -> list[WatchedPict
     if not items:
         limit = _affordable_pictures(plan, config) if config.validation_pictures is None else config.validation_pictures
         chosen = stable_order([item.name for item in plan.scan.items], config.seed, "watched")[:limit]
-        items, buckets = tuple(plan.scan.items[index] for index in chosen), tuple(plan.buckets[index] for index in chosen)
+        largest = len(plan.items) - len(plan.items) // len(plan.resolutions)  # where the largest resolution begins
+        items = tuple(plan.scan.items[index] for index in chosen)
+        buckets = tuple(plan.buckets[largest + index] for index in chosen)
     if not items:
         return []
-    progress = encoder.progress
-    encoder = replace(
+    own_encoder = replace(
         encoder,
         plan=replace(plan, items=items, buckets=buckets),
-        progress=lambda name: progress(f"{name} for validation"),
+        progress=lambda name: encoder.progress(f"{name} for validation"),
     )
-    picture_keys = encoder.encode_pictures()
-    text_keys = [] if trains_text else encoder.encode_texts()
+    picture_keys = own_encoder.encode_pictures()
+    text_keys = [] if trains_text else own_encoder.encode_texts()
 
     def load(index: int) -> Tensors:
         item, bucket = items[index], buckets[index]
