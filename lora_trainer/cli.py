@@ -40,6 +40,11 @@ def main(arguments: Sequence[str]) -> int:
     except LoraTrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    except BrokenPipeError:
+        raise  # whoever read our output has seen enough; see `entry`
+    except OSError as error:  # a folder that may not be written, a drive that went away: the system's words say it
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+        return FAILED
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -234,6 +239,9 @@ def _control(options: argparse.Namespace) -> int:
     folder = RunFolder(options.run_folder)
     if not folder.job_path.exists():
         print(f"error: {options.run_folder} is no run folder. Give the output_dir of the training.", file=sys.stderr)
+        return FAILED
+    if not folder.is_locked():
+        print(f"error: no training runs in {options.run_folder} now.", file=sys.stderr)
         return FAILED
     folder.post_command(options.request)
     print(f"Asked for: {options.request}. The training takes it up after its current step.")

@@ -106,7 +106,15 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     problems += [*scan.problems, *(reg_scan.problems if reg_scan else ())]
     if config.alpha_mask and not any(item.has_alpha for item in scan.items):
         problems.append(Problem("alpha_mask", "has no effect: no picture has transparency.", "warning"))
-    return _count(config, detection, scan, reg_scan, held_out, problems, config.resolutions)
+    plan = _count(config, detection, scan, reg_scan, held_out, problems, config.resolutions)
+    if config.lr_warmup_steps >= plan.total_steps:
+        message = (
+            f"({config.lr_warmup_steps}) is not below the run's {plan.total_steps} steps, so the learning rate is never reached."
+        )
+        plan = replace(
+            plan, problems=(*plan.problems, Problem("lr_warmup_steps", message, "warning", "5 % of the steps is usual."))
+        )
+    return plan
 
 
 def replan(config: TrainConfig, plan: TrainPlan, resolution: int) -> TrainPlan:

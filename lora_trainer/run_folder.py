@@ -137,6 +137,28 @@ class RunFolder:
             if command in COMMANDS:
                 control.request(command)
 
+    def forget_commands(self) -> None:
+        """Deletes waiting commands: what is there before a start was meant for a run that had ended."""
+        self.take_commands(TrainControl())
+
+    def remove_leftovers(self) -> None:
+        """Deletes unfinished files of a process that was killed while writing. Only for who holds the lock."""
+        for folder in (self.path, self.state_dir, self.samples_dir):
+            for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+                path.unlink(missing_ok=True)
+
+    def is_locked(self) -> bool:
+        """Whether a process trains here now."""
+        try:
+            with open(self.path / "lock", "r+b") as file:
+                lock_byte(file)
+                unlock_byte(file)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
 
 Start = Literal["new", "continue", "finished"]
 
@@ -156,9 +178,11 @@ def open_run(config: TrainConfig, *, fresh: bool, total_steps: Callable[[], int]
         RunFolderError: the folder is in use, holds a run with other settings (names them), or holds files of something else.
     """
     folder = RunFolder(config.output_dir)
-    if fresh and folder.path.exists():
+    if fresh and folder.config_path.exists():  # a folder of something else is refused below, not moved
         _move_aside(folder)
     folder.lock()
+    folder.forget_commands()
+    folder.remove_leftovers()
     try:
         start = _decide(folder, config, total_steps)
     except BaseException:
@@ -184,6 +208,11 @@ def _decide(folder: RunFolder, config: TrainConfig, total_steps: Callable[[], in
         raise RunFolderError(
             f"{folder.path} holds a run with other settings: {', '.join(changed)}. "
             "Set them back to continue it, choose another output_dir, or start over with --fresh, which moves the old run aside."
+            + (
+                ""
+                if any(folder.state_dir.glob("step-*.safetensors"))
+                else " Nothing was saved in it yet, so nothing would be lost."
+            )
         )
     job = folder.read_job()
     if not job:

@@ -98,3 +98,32 @@ def test_a_damaged_job_file_counts_as_none(tmp_path):
     folder = RunFolder(tmp_path)
     folder.job_path.write_bytes(b'{"status": "fin')
     assert (folder.read_job(), folder.status) == ({}, "new")
+
+
+def test_fresh_does_not_move_a_folder_of_something_else(tmp_path):
+    (tmp_path / "ink").mkdir()
+    (tmp_path / "ink" / "diary.txt").write_bytes(b"x")
+    with pytest.raises(RunFolderError, match=r"diary\.txt"):
+        start(make_config(tmp_path), fresh=True)
+    assert not (tmp_path / "ink.old-1").exists()
+
+
+def test_a_start_forgets_old_commands_and_unfinished_files(tmp_path):
+    folder, _ = start(make_config(tmp_path))
+    folder.post_command("stop")
+    folder.state_dir.mkdir()
+    (folder.state_dir / ".step-00000001.safetensors.77.tmp").write_bytes(b"x")
+    folder, _ = start(make_config(tmp_path))
+    control = TrainControl()
+    folder.take_commands(control)
+    assert not control.is_requested("stop")
+    assert list(folder.state_dir.iterdir()) == []
+
+
+def test_a_folder_tells_whether_a_process_trains_in_it(tmp_path):
+    folder = RunFolder(tmp_path / "ink")
+    assert not folder.is_locked()
+    folder.lock()
+    assert RunFolder(tmp_path / "ink").is_locked()
+    folder.unlock()
+    assert not RunFolder(tmp_path / "ink").is_locked()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 from lora_trainer.config.schema import TrainConfig, default_of
@@ -14,6 +15,7 @@ from lora_trainer.errors import Problem
 from lora_trainer.registry import Entry
 from lora_trainer.training.table import OPTIMIZERS
 
+DEVICE = re.compile(r"auto|cpu|mps|(?:cuda|xpu)(?::\d+)?")
 # What has an effect only while another setting has a certain value.
 DEPENDENT = (
     ("lr_restarts", "lr_scheduler", "cosine_with_restarts"),
@@ -30,6 +32,7 @@ def check_config(config: TrainConfig) -> list[Problem]:
         *_check_objective(config),
         *_check_validation(config),
         *_check_packages(config),
+        *_check_device(config),
     ]
     order = {"error": 0, "warning": 1, "notice": 2}
     return sorted(problems, key=lambda problem: order[problem.severity])
@@ -46,7 +49,10 @@ def _check_paths(config: TrainConfig) -> list[Problem]:
             problems.append(_missing(name, path, "file"))
     if config.output_dir.is_file():
         problems.append(Problem("output_dir", f"({config.output_dir}) is a file.", hint="Name a folder for the run."))
-    elif not _is_writable(config.output_dir):
+    elif (nearest := _nearest(config.output_dir)).is_file():
+        message = f"({config.output_dir}) cannot be made: {nearest} is a file."
+        problems.append(Problem("output_dir", message, hint="Choose another folder."))
+    elif not os.access(nearest, os.W_OK):
         problems.append(Problem("output_dir", f"({config.output_dir}) cannot be written to.", hint="Choose another folder."))
     if _is_within(config.output_dir, config.train_data_dir) or config.output_dir.resolve() == config.train_data_dir.resolve():
         problems.append(
@@ -220,20 +226,25 @@ def _check_packages(config: TrainConfig) -> list[Problem]:
     return []
 
 
+def _check_device(config: TrainConfig) -> list[Problem]:
+    if DEVICE.fullmatch(config.device):
+        return []
+    return [Problem("device", f"({config.device}) must be auto, cpu, cuda, cuda:1 or mps.", hint="auto is usual.")]
+
+
 def _missing(field: str, path: Path, kind: str) -> Problem:
-    nearest = path
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
+    nearest = _nearest(path)
     where = "the current folder" if nearest == Path() else str(nearest)
     return Problem(
         field, f"({path}) is no {kind}.", hint=f"The path exists as far as {where}; relative paths start at {Path.cwd()}."
     )
 
 
-def _is_writable(folder: Path) -> bool:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return os.access(folder, os.W_OK)
+def _nearest(path: Path) -> Path:
+    """Returns the path, or the nearest around it that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
 
 
 def _is_within(inner: Path, outer: Path) -> bool:

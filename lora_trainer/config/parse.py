@@ -18,6 +18,7 @@ from lora_trainer.files import write_text
 from lora_trainer.registry import did_you_mean
 
 VERSION_KEY = "config_version"
+PATH_HINT = "In double quotes YAML reads a backslash as the start of a special character: write paths with / or in single quotes."
 TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -73,7 +74,8 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         values = yaml.load(text, _TextLoader)
     except yaml.YAMLError as error:
-        raise _file_problem(Path(source), f"is not valid YAML: {_describe_yaml_error(error)}") from error
+        hint = PATH_HINT if "escape" in str(getattr(error, "problem", "")) else ""
+        raise _file_problem(Path(source), f"is not valid YAML: {_describe_yaml_error(error)}", hint) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -91,7 +93,14 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems)
     pairs = (word.split("=", 1) for word in words)
-    return {key.strip(): parse_yaml(f"value: {value}", "--set")["value"] for key, value in pairs}
+    return {key.strip(): _read_override(value) for key, value in pairs}
+
+
+def _read_override(text: str) -> Any:
+    """Returns a value of `--set`: lists, mappings and quoted text as in YAML, other text to the letter, "#" and ": " too."""
+    if text.lstrip()[:1] in tuple("[{'\"|>&") or text.strip() in ("", "~", "null"):
+        return parse_yaml(f"value: {text}", "--set")["value"]
+    return text.strip()
 
 
 def parse_config(values: Mapping[str, Any]) -> TrainConfig:
@@ -246,7 +255,15 @@ def _read_text(info: FieldInfo, value: Any) -> str:
 
 
 def _read_path(info: FieldInfo, value: Any) -> Path:
-    return Path(_read_text(info, value)).expanduser() if not isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return value
+    text = _read_text(info, value)
+    if any(ord(letter) < 32 for letter in text):  # "C:\\new" in double quotes is C:, a line break, ew
+        raise ValueError(f"({text!r}) holds a character that no path has. {PATH_HINT}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # "~name" of nobody here
+        raise ValueError(f"({text}) names the home folder of somebody who is not known here. Write the whole path.") from error
 
 
 def _read_choice(info: FieldInfo, value: Any) -> str:

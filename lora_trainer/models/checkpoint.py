@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from io import RawIOBase
 from pathlib import Path
@@ -20,10 +22,23 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lora_trainer.errors import ModelError
-from lora_trainer.models.header import find_part_files, read_header
+from lora_trainer.models.header import find_part_files, is_pickle, read_header
 
 Tensors = dict[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
+
+# What torch's reader raises for a file that is no pickle, or is cut off.
+_DAMAGED_PICKLE = (
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OSError,
+    struct.error,
+)
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -50,12 +65,11 @@ def read_tensors(path: Path, prefix: str = "", *, dtype: torch.dtype | None = No
     Raises:
         ModelError: the file is damaged or holds more than plain weights.
     """
-    header = read_header(path)
-    if not header.entries:
-        return {
-            name[len(prefix) :]: _convert(tensor, dtype) for name, tensor in load_pickle(path).items() if name.startswith(prefix)
-        }
-    wanted = {name: entry for name, entry in header.entries.items() if name.startswith(prefix)}
+    if is_pickle(path):
+        mapped = {name: tensor for name, tensor in load_pickle(path).items() if name.startswith(prefix)}
+        # Copied always, so that the file's memory map is let go.
+        return {name[len(prefix) :]: _convert(tensor, dtype, copies=True) for name, tensor in mapped.items()}
+    wanted = {name: entry for name, entry in read_header(path).entries.items() if name.startswith(prefix)}
     tensors: Tensors = {}
     # Tensors that are converted go through one piece of memory: fresh pages cost as much time as the conversion.
     scratch = torch.empty(max((entry.end - entry.start for entry in wanted.values()), default=0), dtype=torch.uint8)
@@ -78,19 +92,19 @@ def read_tensors(path: Path, prefix: str = "", *, dtype: torch.dtype | None = No
 
 
 def load_pickle(path: Path) -> Tensors:
-    """Reads a `.ckpt` or `.bin` without running anything in it.
+    """Returns the tensors of a `.ckpt` or `.bin` without running anything in it; where the format allows, mapped, not yet read.
 
     Raises:
         ModelError: it is damaged, or holds more than plain weights.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} holds more than plain weights, which could run code, and was not loaded. "
             "Take the .safetensors file of this model, or convert it with a tool that you trust."
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except _DAMAGED_PICKLE as error:
         raise ModelError(f"{path} is damaged or not a model file ({error}). Download it again.") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
@@ -175,8 +189,8 @@ def _read_fully(file: RawIOBase, data: memoryview) -> bool:
     return True
 
 
-def _convert(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+def _convert(tensor: Tensor, dtype: torch.dtype | None, *, copies: bool = False) -> Tensor:
+    return tensor.to(dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype, copy=copies)
 
 
 def _describe(what: str, names: list[str]) -> str:

@@ -1,7 +1,7 @@
 """What the training loop knows of a model: one Protocol, and the settings that it is loaded with.
 
 A family is one file in this room and one line in `models/table.py`, whose entry's target is a function
-`load(settings: ModelSettings) -> TrainableModel`. Nothing outside this room asks which family it is.
+`load(settings: ModelSettings, detection: Detection) -> TrainableModel`. Nothing outside this room asks which family it is.
 
 Shapes: B items, H and W the picture's size in pixels, T tokens (77 for each chunk of 75), C the width of the text embedding.
 """

@@ -7,6 +7,7 @@ taken from a `weights_only` load, which refuses anything but plain data, so that
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,16 +68,31 @@ def read_header(path: Path) -> Header:
     Raises:
         ModelError: no such file, or it is empty, damaged, cut off, or no model file at all.
     """
+    return _pickle_header(path) if is_pickle(path) else _safetensors_header(path)
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, by its name unless it starts like a safetensors file.
+
+    Raises:
+        ModelError: no such file, or it is empty, or a text that a download left in place of a model.
+    """
     if not path.is_file():
         raise ModelError(f"{path} is not a file; give a .safetensors or .ckpt file, or a diffusers folder.")
     with open(path, "rb") as file:
-        start = file.read(16)
+        start = file.read(512)
     if not start:
         raise ModelError(f"{path} is empty (0 bytes). Download it again.")
-    _refuse_texts(path)
-    if start.startswith(b"PK") or path.suffix.lower() in PICKLE_SUFFIXES:
-        return _pickle_header(path)
-    return _safetensors_header(path)
+    if start[8:9] == b"{":
+        # Safetensors: its first bytes are a number, which may look like anything, a web page's "<" too.
+        return False
+    _refuse_texts(path, start.lstrip())
+    is_named_pickle = path.suffix.lower() in PICKLE_SUFFIXES
+    if start.startswith(b"PK") and not is_named_pickle:
+        raise ModelError(
+            f"{path} is a .ckpt file under another name, which the WebUI cannot load either. Rename it to end in .ckpt."
+        )
+    return is_named_pickle
 
 
 def find_part_files(folder: Path, part: str) -> list[Path]:
@@ -125,10 +141,10 @@ def _safetensors_header(path: Path) -> Header:
 def _parse_entry(entry: dict[str, Any], data_start: int) -> TensorEntry:
     shape = tuple(int(side) for side in entry["shape"])
     start, end = entry["data_offsets"]
-    num_values = 1
-    for side in shape:
-        num_values *= side
-    if entry["dtype"] not in BYTES_BY_DTYPE or num_values * BYTES_BY_DTYPE[entry["dtype"]] != end - start or start < 0:
+    num_values = math.prod(shape)
+    if min(shape, default=0) < 0 or start < 0 or entry["dtype"] not in BYTES_BY_DTYPE:
+        raise ValueError(f"shape {shape}, first byte {start} or dtype {entry['dtype']!r} is impossible")
+    if num_values * BYTES_BY_DTYPE[entry["dtype"]] != end - start:
         raise ValueError(f"dtype {entry['dtype']!r}, shape {shape} and {end - start} bytes disagree")
     return TensorEntry(entry["dtype"], shape, data_start + start, data_start + end)
 
@@ -140,10 +156,8 @@ def _pickle_header(path: Path) -> Header:
     return Header(path, {name: tuple(tensor.shape) for name, tensor in load_pickle(path).items()})
 
 
-def _refuse_texts(path: Path) -> None:
+def _refuse_texts(path: Path, start: bytes) -> None:
     """Raises for the texts that downloads leave in place of a model."""
-    with open(path, "rb") as file:
-        start = file.read(512).lstrip()
     if start.startswith(b"version https://git-lfs"):
         raise ModelError(f"{path} is a git-lfs pointer, not the file itself. Fetch the file with `git lfs pull`, or download it.")
     if start[:1] == b"<":

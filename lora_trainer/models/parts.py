@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from lora_trainer.models.family import ModelSettings
 
-_IGNORED_TEXT = ("logit_scale",)
+_IGNORED_TEXT = ("logit_scale", "attn_mask")
 _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -121,11 +121,14 @@ def _read_vae_file(path: Path) -> tuple[VaeSizes, dict[str, Tensor], Path]:
     prefix = VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in shapes) else ""
     shapes = below(shapes, prefix)
     tensors = read_tensors(path, prefix, dtype=torch.float32)
-    if "encoder.down.0.block.0.conv1.weight" in shapes:
-        sizes = VaeSizes.from_shapes(shapes)
-        return sizes, _vae_to_diffusers(tensors, sizes), path
-    if "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes:
-        return VaeSizes.from_diffusers_shapes(shapes), _rename_old_attention(tensors), path
+    try:
+        if "encoder.down.0.block.0.conv1.weight" in shapes:
+            sizes = VaeSizes.from_shapes(shapes)
+            return sizes, _vae_to_diffusers(tensors, sizes), path
+        if "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes:
+            return VaeSizes.from_diffusers_shapes(shapes), _rename_old_attention(tensors), path
+    except KeyError as error:
+        raise ModelError(f"{path} is incomplete: {error} is missing. Download it again.") from error
     raise ModelError(f"{path} holds no VAE; its first tensors: {', '.join(list(shapes)[:3])}. Give an SD1, SD2 or SDXL VAE.")
 
 
@@ -148,7 +151,7 @@ def _rename_old_attention(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _match_text_prefix(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Transformers 5 dropped the "text_model." level of its `CLIPTextModel`; files keep it."""
-    if any(name.startswith("text_model.") for name, _ in encoder.named_parameters()):
-        return dict(tensors)
-    return {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    """Transformers 5 dropped the "text_model." level of its `CLIPTextModel`; most files keep it."""
+    level = "text_model." if any(name.startswith("text_model.") for name, _ in encoder.named_parameters()) else ""
+    bare = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    return {name if name.startswith("text_projection.") else f"{level}{name}": tensor for name, tensor in bare.items()}

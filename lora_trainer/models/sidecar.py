@@ -10,11 +10,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from lora_trainer.errors import ModelError
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,10 @@ def read_sidecar(checkpoint: Path) -> Sidecar:
             text_heads=_read_text_heads(path, params),
             resolution=int(image_size) * 8 if image_size else None,
             prediction_type=_read_prediction_type(params),
-            scale_factor=params.get("scale_factor"),
-            beta_start=params.get("linear_start"),
-            beta_end=params.get("linear_end"),
-            num_timesteps=params.get("timesteps"),
+            scale_factor=_number(params.get("scale_factor"), float),
+            beta_start=_number(params.get("linear_start"), float),
+            beta_end=_number(params.get("linear_end"), float),
+            num_timesteps=_number(params.get("timesteps"), int),
         )
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(
@@ -87,12 +89,20 @@ def _positive(value: Any) -> int | None:
     return int(value) if value is not None and int(value) > 0 else None
 
 
+def _number(value: Any, kind: type[Number]) -> Number | None:
+    """Returns a number; PyYAML reads some, such as 85e-5, as text."""
+    return None if value is None else kind(value)
+
+
 def _read_prediction_type(params: Mapping[str, Any]) -> str | None:
     parameterization = params.get("parameterization")
     if parameterization is None:
         scaling = _section(params, "denoiser_config").get("scaling_config") or {}
         parameterization = {"VScaling": "v", "EpsScaling": "eps"}.get(str(scaling.get("target", "")).rpartition(".")[2])
-    return {"v": "v_prediction", "eps": "epsilon"}.get(str(parameterization))
+    known = {"v": "v_prediction", "eps": "epsilon", "None": None}
+    if str(parameterization) not in known:
+        raise ValueError(f"parameterization {parameterization!r} is neither 'eps' nor 'v'")
+    return known[str(parameterization)]
 
 
 def _read_text_heads(path: Path, params: Mapping[str, Any]) -> int | None:

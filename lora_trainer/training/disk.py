@@ -6,6 +6,7 @@ import errno
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -82,12 +83,13 @@ def disk_needs(config: TrainConfig, plan: TrainPlan, model: TrainableModel, targ
     """Returns what a run writes, for `check_space`: generous where it can only be guessed."""
     lora = 4 * sum(_num_weights(model.parts[part], names, config.lora_rank) for part, names in targets.items())
     num_files = 1 + (plan.total_steps // config.save_steps if config.save_steps else 0)
+    num_files = max(1, num_files - len(list(config.output_dir.glob("*-step*.safetensors"))))  # a continued run has some
     states = 3 * lora * (KEPT_STATES + 1)  # weights and two moments; a new state stands beside the kept ones
     # Two fp32 tensors of 4 channels at an eighth of the resolution, mirrored ones too, and the text.
     num_versions = 2 if config.flip else 1
     cache = sum(num_versions * bucket.width * bucket.height // 2 + TEXT_BYTES for bucket in plan.buckets)
     return [
-        (config.output_dir, states, "states to continue from"),
+        (config.output_dir, max(0, states - _size_of(config.output_dir / "state")), "states to continue from"),
         (config.output_dir, num_files * lora, f"{num_files} LoRA files"),
         (config.cache_folder, max(0, cache - _size_of(config.cache_folder)), "the cache"),
     ]
@@ -131,7 +133,12 @@ def _num_weights(part: nn.Module, names: list[str], rank: int) -> int:
 
 
 def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Returns the bytes of the files in a folder. Other runs may write and delete there meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def _free_bytes(folder: Path) -> int:

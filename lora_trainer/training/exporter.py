@@ -46,8 +46,11 @@ class Exporter:
         self._facts = _training_facts(self._config, plan, precision, started_at)
 
     def has_step(self, step: int) -> bool:
-        """Whether the file of a saved step is there, or is not wanted at all."""
-        return step == 0 or self._folder.step_path(self.name, step).exists() or self._folder.export_path(self.name).exists()
+        """Whether the file of a saved step is there, or is not wanted at all: at the start, and where the final one follows.
+
+        A finished run that is extended gets one of the step that it had finished at, since its final file will be replaced.
+        """
+        return step == 0 or step >= self._total_steps or self._folder.step_path(self.name, step).exists()
 
     def file_of(self, step: int) -> Path | None:
         """Returns the file of a step in the run folder, None where none was saved."""

@@ -205,6 +205,6 @@ class Feeder:
         return epoch.captions.get(placed.position, self._items[placed.index].caption)
 
     def _to_device(self, tensors: Tensors) -> Tensors:
-        if self._device.type == "cpu":
-            return tensors
+        if self._device.type != "cuda":  # pinned memory is CUDA's; others copy as they are
+            return {name: tensor.to(self._device) for name, tensor in tensors.items()}
         return {name: tensor.pin_memory().to(self._device, non_blocking=True) for name, tensor in tensors.items()}

@@ -204,7 +204,8 @@ class Trainer:
             raise TrainingError(
                 f"{self.skips_in_a_row} steps in a row gave non-finite numbers. The run stopped at its last good weights. "
                 "Set precision to fp32 (or bf16 on a card that has it), or learning_rate to a third "
-                f"({self.optimizer.param_groups[0]['base_lr'] / 3:.1g}), and start again; check the pictures named above."
+                f"({self.optimizer.param_groups[0]['base_lr'] / 3:.1g}), and start over with --fresh; "
+                "check the pictures named above."
             )
 
     def _report(self, result: StepResult, started: float) -> None:

@@ -62,16 +62,20 @@ class MemoryLadder:
         )
 
     def _advice(self) -> str:
-        adapt = "Or set on_out_of_memory: adapt, which does this by itself."
+        adapt = "Or set on_out_of_memory: adapt, which does it by itself and goes on from the last save."
         if self.batch_size > 1:
             smaller, twice = -(-self.batch_size // 2), self.accumulation * 2
-            return f"Set batch_size to {smaller} and gradient_accumulation_steps to {twice}: the same result, slower. {adapt}"
+            smaller_batch = f"Set batch_size to {smaller} and gradient_accumulation_steps to {twice}"
+            return f"{smaller_batch} and start over with --fresh: as good, and slower. {adapt}"
         if not self.checkpoints:
             return f"Set gradient_checkpointing to true: the same result in about a third more time. {adapt}"
         return LAST
 
 
-LAST = "Lower resolution or lora_rank, set precision to bf16 or fp16 if it is fp32, and close other programs that use the card."
+LAST = (
+    "Lower resolution or lora_rank, set precision to bf16 or fp16 if it is fp32, and close other programs that use the card. "
+    "A run with other settings starts over, with --fresh."
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,12 +10,24 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from lora_trainer.errors import ConfigError, Problem
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
-    """Returns the device of a name; "auto" is the first CUDA (or ROCm) GPU, else Apple's, else the CPU."""
+    """Returns the device of a name; "auto" is the first CUDA (or ROCm) GPU, else Apple's, else the CPU.
+
+    Raises:
+        ConfigError: this machine, or this torch, has no such device.
+    """
     if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            message = f"({name}) cannot be used here: {str(error).splitlines()[0]}"
+            hint = "Set it to auto; the command setup shows what the graphics card can do."
+            raise ConfigError([Problem("device", message, hint=hint)]) from error
         return torch.device(name)
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())

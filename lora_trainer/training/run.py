@@ -11,12 +11,14 @@ import torch
 
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import TrainControl
-from lora_trainer.errors import LoraTrainerError
+from lora_trainer.errors import LoraTrainerError, TrainingError
 from lora_trainer.events import TrainEvent
 from lora_trainer.plan import TrainPlan, make_plan
 from lora_trainer.run_folder import RunFolder, Start, open_run
 from lora_trainer.training.disk import StopRequestedError
 from lora_trainer.training.event_log import EventLog
+from lora_trainer.training.memory import LAST, describe_memory, is_out_of_memory
+from lora_trainer.training.precision import choose_device
 from lora_trainer.training.session import Session, TrainResult
 from lora_trainer.training.state import load_state
 
@@ -38,11 +40,15 @@ def train(config: TrainConfig, *, control: TrainControl, watch: Watch, fresh: bo
         LoraTrainerError: training could not go on; the run folder holds the last good state.
     """
     plan = make_plan(config)
+    choose_device(config.device)  # before anything is written
     folder, start = open_run(config, fresh=fresh, total_steps=lambda: plan.total_steps)
     try:
         if start == "finished":
             job = folder.read_job()
-            return TrainResult("finished", int(job["step"]), folder.export_path(job["name"]), was_done_before=True)
+            path = folder.export_path(job["name"])
+            if path.exists():
+                return TrainResult("finished", int(job["step"]), path, was_done_before=True)
+            start = "continue"  # the file was moved away; it is written again from the state
         return _train_in(folder, start, config, plan, control, watch)
     finally:
         folder.unlock()
@@ -64,14 +70,25 @@ def _train_in(
             step = int(folder.read_job().get("step", 0))
             log.emit("stopped", step=step)
             result = TrainResult("stopped", step, None)
-            folder.update_job(status=result.status)
+            with suppress(OSError):  # the disk may still be full; then it counts as interrupted, which continues alike
+                folder.update_job(status=result.status)
         except BaseException as error:
-            message = str(error) if isinstance(error, LoraTrainerError) else f"{type(error).__name__}: {error}"
+            told = _explain(error, session.device)
+            message = str(told) if isinstance(told, LoraTrainerError) else f"{type(told).__name__}: {told}"
             log.emit("failed", message=message)
             with suppress(OSError):  # a full disk must not hide the error itself
                 folder.update_job(status="failed", error=message)
+            if told is not error:
+                raise told from error
             raise
         return result
+
+
+def _explain(error: BaseException, device: torch.device) -> BaseException:
+    """Returns the error; for memory that ran out where no better advice is known, while loading say, one that says so."""
+    if not is_out_of_memory(error):
+        return error
+    return TrainingError(f"out of memory ({describe_memory(device)}). {LAST}")
 
 
 @contextmanager

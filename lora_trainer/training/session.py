@@ -15,7 +15,7 @@ from lora_trainer.adapters.table import ADAPTERS
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import TrainControl
 from lora_trainer.dataset.cache import TensorStore
-from lora_trainer.events import Emit
+from lora_trainer.events import Emit, read_events
 from lora_trainer.inference.generate import GenerateSettings
 from lora_trainer.models.family import ModelSettings, Objective, Tensors, TrainableModel
 from lora_trainer.models.table import load_model
@@ -71,7 +71,7 @@ class Session:
     def run(self, saved: tuple[TrainState, Tensors, dict[str, Any]] | None) -> TrainResult:
         exporter = Exporter(self.config, self.folder, self.emit)
         for problem in self.plan.problems:
-            self.emit("warning", message=str(problem))
+            self.emit("notice" if problem.severity == "notice" else "warning", message=str(problem))
         model = self._load_model()
         self._compare_pictures(saved)
         targets = self._choose_targets(model)
@@ -204,6 +204,8 @@ class Session:
         self, saved: tuple[TrainState, Tensors, dict[str, Any]] | None, adapter: Adapter, optimizer: torch.optim.Optimizer
     ) -> TrainState:
         if saved is None:
+            if any(event.kind == "step" for event in read_events(self.folder.events_path)):
+                self.emit("resumed", step=0)  # ended before its first save: readers forget those steps
             return TrainState(loss_scale=self.precision.scale)
         state, lora, optimizer_state = saved
         adapter.load_tensors(lora)

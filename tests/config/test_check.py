@@ -122,3 +122,13 @@ def test_settings_without_effect_are_told(values):
     found = findings({**values, "reg_weight": "0.5", "keep_tokens": "1"}, "notice")
     assert "without reg_data_dir" in found["reg_weight"] and "no effect" in found["keep_tokens"]
     assert findings({**values, "tag_dropout": "0.1", "keep_tokens": "1"}, "notice") == {}
+
+
+def test_a_run_folder_below_a_file_is_refused(values):
+    values["output_dir"] = values["base_model"] + "/run"
+    assert "base.safetensors is a file" in findings(values)["output_dir"]
+
+
+@pytest.mark.parametrize(("device", "is_known"), [("auto", True), ("cuda:1", True), ("gpu", False), ("cuda:", False)])
+def test_a_device_is_one_that_can_be_named(values, device, is_known):
+    assert ("device" in findings(values | {"device": device})) != is_known

@@ -189,3 +189,23 @@ def test_longer_is_the_same_run_and_another_seed_is_not():
     assert changed_fields(one, parse.parse_config({**REQUIRED, "epochs": 99, "device": "cpu"})) == []
     assert changed_fields(one, parse.parse_config({**REQUIRED, "seed": 7})) == ["seed"]
     assert isinstance(one, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [('"C:\\new\\pictures"', "single quotes"), ('"C:\\models"', "single quotes"), ("~nobody-here/x", "Write the whole path")],
+)
+def test_paths_that_yaml_or_the_system_misreads_are_explained(path, message):
+    with pytest.raises(ConfigError, match=message):
+        parse.parse_config({**REQUIRED, **parse.parse_yaml(f"vae: {path}", "ink.yaml")})
+
+
+@pytest.mark.parametrize("text", ["take #1: calm", "@studio", "C:\\new", "it's"])
+def test_a_plain_override_is_taken_to_the_letter(text):
+    assert parse.parse_overrides([f"comment={text}"]) == {"comment": text}
+
+
+def test_quoted_and_empty_overrides_are_read_as_yaml():
+    words = ["comment='a # b'", "sample_prompts=[one, two]", "vae=null", "output_name="]
+    expected = {"comment": "a # b", "sample_prompts": ["one", "two"], "vae": None, "output_name": None}
+    assert parse.parse_overrides(words) == expected

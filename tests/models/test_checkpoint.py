@@ -5,15 +5,18 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_trainer.errors import ModelError
 from lora_trainer.models.checkpoint import build_empty, fill, hash_tensors, read_tensors
 from lora_trainer.models.family import ModelSettings
+from lora_trainer.models.sd2 import count_used_layers
+from lora_trainer.models.sizes import TextSizes
 from lora_trainer.models.table import load_model
 from tests import tiny
 
@@ -79,10 +82,10 @@ def test_a_folder_with_pickles_and_one_with_shards_are_read(tmp_path: Path) -> N
     folder = tiny.make_diffusers_folder("sd1", tmp_path / "folder")
     expected = states(folder)
     text = folder / "text_encoder"
-    torch.save(load_file(text / "model.safetensors"), text / "pytorch_model.bin")
+    torch.save(read_tensors(text / "model.safetensors"), text / "pytorch_model.bin")
     (text / "model.safetensors").unlink()
     unet = folder / "unet"
-    tensors = load((unet / "diffusion_pytorch_model.safetensors").read_bytes())  # load_file would keep the file mapped
+    tensors = read_tensors(unet / "diffusion_pytorch_model.safetensors")
     (unet / "diffusion_pytorch_model.safetensors").unlink()
     names = sorted(tensors)
     files = {"one.safetensors": names[:50], "two.safetensors": names[50:]}
@@ -91,6 +94,22 @@ def test_a_folder_with_pickles_and_one_with_shards_are_read(tmp_path: Path) -> N
     index = {name: file for file, held in files.items() for name in held}
     tiny._write_json(unet / "diffusion_pytorch_model.safetensors.index.json", {"weight_map": index})
     assert_same(states(folder), expected)
+
+
+def test_the_first_bytes_tell_the_format_where_the_name_is_wrong(base: Path, tmp_path: Path) -> None:
+    as_ckpt = beside_yaml(base, tmp_path / "renamed.ckpt")
+    as_ckpt.write_bytes(base.read_bytes())
+    assert_same(states(as_ckpt), states(base))
+    pickled = tmp_path / "other.safetensors"
+    torch.save(load_file(base), pickled)
+    with pytest.raises(ModelError, match=r"Rename it to end in \.ckpt"):
+        read_tensors(pickled)
+
+
+def test_a_ckpt_of_the_older_format_is_read(base: Path, tmp_path: Path) -> None:
+    path = beside_yaml(base, tmp_path / "old.ckpt")
+    torch.save({"state_dict": load_file(base)}, path, _use_new_zipfile_serialization=False)
+    assert_same(states(path), states(base))
 
 
 class _RunsCode:
@@ -128,6 +147,7 @@ def test_averaged_weights_and_other_keys_beside_the_model_are_passed_over(base: 
     tensors = load_file(base)
     more = {f"model_ema.{name.replace('.', '')}": torch.zeros(1) for name in list(tensors)[:5]}
     more |= {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None]}
+    more |= {"cond_stage_model.transformer.logit_scale": torch.zeros(())}
     more |= {"first_stage_model.loss.logvar": torch.zeros(1), "betas": torch.zeros(1000)}
     save_file(tensors | more, path)
     assert_same(states(path), states(base))
@@ -137,6 +157,13 @@ def test_text_encoders_without_the_text_model_level_are_read(base: Path, tmp_pat
     path = beside_yaml(base, tmp_path / "old.safetensors")
     save_file({name.replace(".text_model.", "."): tensor for name, tensor in load_file(base).items()}, path)
     assert_same(states(path), states(base))
+
+
+@pytest.mark.parametrize(
+    ("layout", "num_layers", "num_used"), [("original", 24, 23), ("original", 23, 23), ("diffusers", 23, 23)]
+)
+def test_sd2_uses_the_last_but_one_layer_also_of_files_that_lack_the_last(layout: Any, num_layers: int, num_used: int) -> None:
+    assert count_used_layers(TextSizes(1024, num_layers, 16, 4096, 49408, 77, "gelu"), layout) == num_used
 
 
 def test_sd2_with_its_text_encoder_in_sgms_place_is_read(tmp_path: Path) -> None:

@@ -214,6 +214,7 @@ def test_distilled_models_are_warned_of_by_name(name: str, warns: bool, tmp_path
         (b"\n <html>", "web page"),
         (b"abcdefgh" * 10, "not a safetensors file"),
         (struct.pack("<Q", 30) + b"{ no json" + b" " * 60, "damaged"),
+        (struct.pack("<Q", 60) + b'{"a":{"dtype":"F16","shape":[-1,-4],"data_offsets":[0,8]}}   ' + b" " * 8, "impossible"),
         (struct.pack("<Q", 2) + b"[]" + b" " * 20, "damaged"),
         (struct.pack("<Q", 5000) + b"{}", "header would have 5000 bytes"),
     ],
@@ -238,7 +239,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         detect(tmp_path / "absent.safetensors")
 
 
-@pytest.mark.parametrize("content", ["- a list", "model: 3", "model: {params: {image_size: many}}", "a: [", "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    ["model: {params: {parameterization: x0}}", "- a list", "model: 3", "model: {params: {image_size: many}}", "a: [", "\x00"],
+)
 def test_a_yaml_that_is_no_configuration_is_an_error(content: str, bases: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "base.safetensors"
     path.write_bytes(bases["sd1"].read_bytes())
@@ -251,7 +255,7 @@ def test_an_ordinary_yaml_of_the_webui_is_understood(bases: dict[str, Path], tmp
     path = tmp_path / "base.safetensors"
     path.write_bytes(bases["sd2"].read_bytes())
     unet = {"params": {"num_head_channels": 16, "num_heads": -1}}
-    params = {"parameterization": "v", "image_size": 96, "scale_factor": 0.2, "linear_end": 0.01, "unet_config": unet}
+    params = {"parameterization": "v", "image_size": 96, "scale_factor": 0.2, "linear_end": "1e-2", "unet_config": unet}
     path.with_suffix(".yaml").write_text(yaml.safe_dump({"model": {"params": params}}), encoding="utf-8")
     detection = detect(path)
     assert (detection.prediction_type, detection.resolution) == ("v_prediction", 768)

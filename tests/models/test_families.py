@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lora_trainer.errors import ConfigError
-from lora_trainer.models import tokenizer
+from lora_trainer.models import table, tokenizer
 from lora_trainer.models.family import ModelSettings, Objective, Tensors
 from lora_trainer.models.table import FAMILIES, load_model
 from lora_trainer.models.webui import webui_layers
+from lora_trainer.registry import Entry, Registry
 from tests import tiny
 
 CAPTIONS = ("a mountain in the mist, expressive stroke", "a boat " * 60)
@@ -303,8 +305,6 @@ def test_the_setting_goes_before_detection(bases: dict[str, Path]) -> None:
 @pytest.mark.hosts
 @pytest.mark.parametrize(("shift", "expected", "resolution"), [(0.0, "epsilon", 512), (-3.0, "v_prediction", 768)])
 def test_sd2_without_hints_is_told_by_a_trial_forward(shift: float, expected: str, resolution: int, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     path = tiny.make_checkpoint("sd2", tmp_path, has_yaml=False)
     tensors = load_file(path)
     tensors["model.diffusion_model.out.2.bias"] += shift
@@ -354,6 +354,31 @@ def test_keys_of_the_cache_change_with_what_they_stand_for(
     assert (skipped.picture_key, skipped.text_key != plain.text_key) == (plain.picture_key, True)
     assert (with_vae.picture_key != plain.picture_key, with_vae.text_key) == (True, plain.text_key)
     assert (half.picture_key, half.text_key != plain.text_key) == (plain.picture_key, True)
+
+
+# --- adding a family
+
+
+def test_a_family_is_one_file_and_one_line_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy_family.py").write_text(
+        """
+from lora_trainer.models.detect import Detection
+
+def detect(path, header):
+    if header is not None and "toy.weight" in header.shapes:
+        return Detection("toy", path, "original", None, "", 32)
+
+def load(settings, detection):
+    return ("a toy", detection.path)
+""",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    toy = Entry("toy", "Toy", "A toy.", "toy_family:load", options={"detect": "toy_family:detect"})
+    monkeypatch.setattr(table, "FAMILIES", Registry("model family", (*FAMILIES, toy)))
+    path = tmp_path / "base.safetensors"
+    save_file({"toy.weight": torch.zeros(1)}, path)
+    assert load_model(ModelSettings(path)) == ("a toy", path)
 
 
 # --- running

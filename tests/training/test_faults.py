@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from lora_trainer.control import TrainControl
+from lora_trainer.dataset.cache import TensorStore
 from lora_trainer.errors import DatasetError, TrainingError
 from lora_trainer.events import read_events
 from lora_trainer.run_folder import RunFolder
@@ -207,6 +208,23 @@ class TestFullDisk:
             assert kinds.count("step") == result.step  # those held back were written when there was room
         finally:
             subprocess.run(["umount", str(small)], check=True)
+
+    def test_a_cache_that_finds_no_room_waits_and_is_filled_again(self, toy_config, tmp_path, monkeypatch):
+        whole, _ = run(toy_config())
+        real, failures = TensorStore.put, []
+
+        def put(self, key, tensors):
+            if len(failures) < 2:
+                failures.append(key)
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(self, key, tensors)
+
+        monkeypatch.setattr(TensorStore, "put", put)
+        monkeypatch.setattr(disk, "WORTHWHILE_BYTES", 0)
+        result, events = run(toy_config(output_dir=str(tmp_path / "full" / "toy"), cache_dir=str(tmp_path / "cache2")))
+        assert len(failures) == 2
+        assert any("the cache could not be written" in message for message in warnings_of(events))
+        assert_same_file(whole.path, result.path)
 
     def test_a_stop_while_waiting_ends_at_the_last_save(self, toy_config, monkeypatch):
         config, control, saves = toy_config(), TrainControl(), []

@@ -10,6 +10,7 @@ from lora_trainer.control import TrainControl
 from lora_trainer.errors import ConfigError, RunFolderError, TrainingError
 from lora_trainer.events import fold_steps, read_events
 from lora_trainer.run_folder import RunFolder
+from lora_trainer.training import session
 from lora_trainer.training.run import train
 from tests.training import toy
 
@@ -193,3 +194,36 @@ def test_job_file_is_json_with_what_a_page_needs(toy_config):
     result, _ = run(toy_config())
     job = json.loads((result.path.parent / "job.json").read_text(encoding="utf-8"))
     assert job["status"] == "finished" and job["step"] == TOTAL_STEPS and job["started_at"] > 0
+
+
+def test_an_extended_run_keeps_the_file_that_it_had_finished_with(toy_config):
+    first, _ = run(toy_config())
+    before = safetensors.torch.load(first.path.read_bytes())
+    run(toy_config(epochs="9"))
+    kept = safetensors.torch.load(first.path.with_name(f"toy-step{TOTAL_STEPS:08d}.safetensors").read_bytes())
+    assert kept.keys() == before.keys()
+    assert all(torch.equal(kept[key], before[key]) for key in kept)
+
+
+def test_a_finished_file_that_was_moved_away_is_written_again(toy_config):
+    first, _ = run(toy_config())
+    first.path.rename(first.path.with_name("moved.bin"))
+    again, _ = run(toy_config())
+    assert not again.was_done_before
+    assert again.path.exists()
+
+
+def test_a_device_that_is_not_there_is_told_before_anything_is_written(toy_config):
+    config = toy_config(device="cuda:77")
+    with pytest.raises(ConfigError, match=r"device: \(cuda:77\) cannot be used here"):
+        run(config)
+    assert not config.output_dir.exists()
+
+
+def test_memory_that_runs_out_while_loading_is_explained(toy_config, monkeypatch):
+    def load(*args):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(session, "load_model", load)
+    with pytest.raises(TrainingError, match=r"out of memory .*Lower resolution"):
+        run(toy_config())
