@@ -279,7 +279,7 @@ class TestFormsOfDataSets:
         frames[0].save(pictures / "0.gif", save_all=True, append_images=frames[1:])
         (pictures / "0.png").unlink()
         moving, events = run(toy_config())
-        assert any(message == "0.gif: is animated; only its first frame is used." for message in messages_of(events))
+        assert any(message == "0.gif: is animated; only its first frame is used." for message in messages_of(events, "notice"))
         Image.open(pictures / "0.gif").convert("RGB").save(pictures / "0.png")
         (pictures / "0.gif").unlink()
         still, _ = run(toy_config(output_dir=str(tmp_path / "still" / "toy")))
