@@ -1,0 +1,130 @@
+"""What every host offers: its folders and lists, its device for a while, and what is told to it when a LoRA is finished.
+
+A host is a WebUI in whose process we are a guest, or `standalone`. Nothing above this file asks which one it is. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model that can be chosen.
+
+    Attributes:
+        name: as the host shows it.
+        path: the file, or a diffusers folder.
+    """
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where things lie. All absolute; the writable ones are made when first needed.
+
+    Attributes:
+        data_dir: ours: `datasets`, `runs`, `cache` and the queue are below it.
+        lora_dir: where the host looks for LoRA files.
+        second_lora_dir: a copy goes there, too, for another extension; None for none.
+    """
+
+    data_dir: Path
+    lora_dir: Path
+    second_lora_dir: Path | None = None
+
+    @property
+    def datasets(self) -> Path:
+        return self.data_dir / "datasets"
+
+    @property
+    def runs(self) -> Path:
+        return self.data_dir / "runs"
+
+    @property
+    def cache(self) -> Path:
+        return self.data_dir / "cache"
+
+
+@dataclass(frozen=True)
+class HostOptions:
+    """What the user chose on the host's settings page; every field has the default of a host without such a page.
+
+    Attributes:
+        captioner: a name in the table of captioners, or "" for the host's best.
+        save_steps: the default save interval of a training, in steps; None for the schema's.
+        gives_way: whether a generation of the user may interrupt the training where only one of both fits the card.
+    """
+
+    captioner: str = ""
+    save_steps: int | None = None
+    gives_way: bool = True
+
+
+class Lease(Protocol):
+    """The device, borrowed for one job."""
+
+    def building(self) -> AbstractContextManager[None]:
+        """Inside, modules may be built, loaded and moved between devices: nobody else does so then. May be nested."""
+
+    def give_way(self, away: Callable[[], None], back: Callable[[], None], *, is_paused: Callable[[], bool]) -> None:
+        """Lends the device back where its owner waits for it, or while the job is paused; else returns at once.
+
+        Called between two steps. It calls `away`, which moves what the job holds on the device to memory, lets the owner work,
+        waits while `is_paused`, takes the device again and calls `back`. Both are called with `building` held.
+        """
+
+    def is_waited_for(self) -> bool:
+        """Whether the owner waits for the device now."""
+
+
+class Host(Protocol):
+    """The program that we live in.
+
+    Attributes:
+        name: its name in the table of hosts: "a1111", "forge", "reforge", "forge_neo" or "standalone".
+        title: name and version, as people write it: "AUTOMATIC1111 1.10.1".
+    """
+
+    name: str
+    title: str
+
+    def folders(self) -> Folders:
+        """Returns where things lie, by the host's own flags and settings of now."""
+
+    def options(self) -> HostOptions:
+        """Returns what was chosen on the host's settings page, as of now."""
+
+    def checkpoints(self) -> Sequence[ModelFile]:
+        """Returns the base models, in the host's order, the one loaded at the moment first."""
+
+    def vaes(self) -> Sequence[ModelFile]:
+        """Returns the VAE files."""
+
+    def borrow_device(self, title: str) -> AbstractContextManager[Lease]:
+        """Borrows the device for a job.
+
+        On entry the host's own models have made room; on exit, however it comes, they are back as they were.
+
+        Args:
+            title: what the host shows of the job to its own users.
+        """
+
+    def lora_changed(self, path: Path) -> None:
+        """Tells that a LoRA file came or was replaced: old weights of that name are dropped, the list is refreshed."""
+
+    def generate(self, prompt: str, **settings: Any) -> Any:
+        """Returns one PIL picture by the host's own pipeline, LoRA tags in the prompt included.
+
+        Args:
+            settings: `negative_prompt`, `width`, `height`, `steps`, `cfg_scale`, `seed`, `sampler`.
+
+        Raises:
+            HostError: the host has no pipeline of its own, or it failed; the message says which.
+        """
