@@ -1,6 +1,7 @@
 """What every host offers: its folders and lists, its device for a while, and what is told to it when a LoRA is finished.
 
-A host is a WebUI in whose process we are a guest, or `standalone`. Nothing above this file asks which one it is. Standard library only.
+A host is a WebUI in whose process we are a guest, or `standalone`. Nothing above this file asks which one it is. Standard library
+only.
 """
 
 from __future__ import annotations
