@@ -43,7 +43,7 @@ LAYERS = {
     "models": Layer(("ground", "data"), frozenset(TORCH), delayed_libraries=frozenset(ANY)),
     "training": Layer(("ground", "data", "models"), frozenset(TORCH), delayed_libraries=frozenset(ANY)),
     "jobs": Layer(("ground",)),
-    "hosts": Layer(("ground",), frozenset({"modules", "modules_forge"}), ("training", "models"), frozenset(ANY)),
+    "hosts": Layer(("ground",), frozenset({"modules", "modules_forge"}), ("training", "models", "data"), frozenset(ANY)),
     "page": Layer(("ground", "data", "jobs"), frozenset({"gradio", "fastapi", "yaml"}), ("hosts",)),
     "command line": Layer(("ground", "data", "jobs"), frozenset({"tqdm"}), ("models", "training"), frozenset(TORCH)),
     "programs": Layer(("ground", "data", "models", "training", "jobs", "hosts", "page", "command line"), frozenset(ANY)),
@@ -63,6 +63,7 @@ ROOMS = {
     "run_folder": "ground",
     "config": "ground",
     "host.base": "ground",
+    "host.table": "ground",
     "dataset": "data",
     "dataset.cache": "models",
     "plan": "data",
@@ -91,6 +92,7 @@ ROOMS = {
     "cli": "command line",
     "progress": "command line",
     "demo": "programs",
+    "extension": "programs",
 }
 
 FILES = python_files(PACKAGE)
