@@ -154,8 +154,8 @@ class WebUI(ABC):
 class WebUILease:
     """See `base.Lease`. Until the first step the lock is held; then it is known whether both models fit.
 
-    If they do, the WebUI has its model and its lock back, and the lock is taken only to build and to move. If not, it is held to
-    the end, but for the moments in which we give way.
+    If they do, the WebUI has its model and its lock back, and the lock is taken only to build and to move. If not, or if memory
+    runs out later, it is held to the end, but for the moments in which we give way.
     """
 
     def __init__(self, host: WebUI, title: str) -> None:
@@ -187,6 +187,12 @@ class WebUILease:
 
     def is_waited_for(self) -> bool:
         return self._holds and self._lock.is_waited_for()
+
+    def claim(self) -> bool:
+        if self._holds:
+            return False
+        self.take()
+        return True
 
     def show(self, done: int, total: int) -> None:
         self._num_shown += 1

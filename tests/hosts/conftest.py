@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from lora_trainer import extension
+
 WEBUI = Path(__file__).parent / "webui"
 THEIRS = ("modules", "modules_forge", "backend", "ldm_patched", "networks")
 OURS = tuple(f"lora_trainer.host.{name}" for name in ("webui", "a1111", "forge", "settings"))
@@ -89,7 +91,9 @@ def enter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
             webui.main_thread = importlib.import_module("modules_forge.main_thread")
         return webui
 
+    extension.host.cache_clear()
     yield start
+    extension.host.cache_clear()
     for name in [name for name in sys.modules if name in OURS or name.partition(".")[0] in THEIRS]:
         del sys.modules[name]
 

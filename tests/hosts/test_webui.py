@@ -319,6 +319,21 @@ class TestGivingWay:
                     pass
                 assert webui.is_locked()
 
+    def test_after_memory_ran_out_beside_it_the_webuis_model_makes_room_for_good(self, webui, host):
+        with host.borrow_device("Training") as lease:
+            lease.show(0, 9)
+            assert not lease.claim()  # it is ours alone until the first step
+            lease.show(1, 9)
+            drawing = webui.generate()
+            until(lambda: webui.is_locked() or webui.log)
+            assert lease.claim()  # after the picture that was begun
+            drawing.join()
+            assert webui.log == ["generated"] and webui.is_locked()
+            assert webui.sd_models.moves == ["cpu", "device", "cpu"]
+            lease.show(2, 9)
+            assert webui.is_locked() and not lease.claim()
+        assert webui.sd_models.moves == ["cpu", "device", "cpu", "device"]
+
 
 class PausedOnce:
     """Paused when first asked, and for as long as the function says so afterwards."""

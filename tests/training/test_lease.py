@@ -12,6 +12,7 @@ from torch import nn
 from lora_trainer.control import TrainControl
 from lora_trainer.training.luggage import Luggage
 from lora_trainer.training.run import train
+from tests.training import toy
 from tests.training.test_run import TOTAL_STEPS, assert_same_file, losses_of, run
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -42,6 +43,9 @@ class GenerousLease:
 
     def is_waited_for(self):
         return True
+
+    def claim(self):
+        return False
 
     def show(self, done, total):
         self.shown.append((done, total))
@@ -128,6 +132,28 @@ def test_a_sample_asked_for_in_a_pause_takes_the_device_for_as_long(toy_config):
     assert requests == []
     assert any("sample_prompts is empty" in event.data.get("message", "") for event in events)
     assert (result.status, result.step) == ("stopped", 3)
+
+
+def test_out_of_memory_beside_the_owners_models_repeats_the_step_without_them(toy_config, tmp_path, monkeypatch):
+    whole, _ = run(toy_config(output_dir=str(tmp_path / "whole" / "toy")))
+    losses, calls, claims = toy.ToyModel.losses, [], []
+
+    def fail_once(self, *arguments):
+        calls.append(True)
+        if len(calls) == 9:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return losses(self, *arguments)
+
+    class Lease(GenerousLease):
+        def claim(self):
+            claims.append(True)
+            return True
+
+    monkeypatch.setattr(toy.ToyModel, "losses", fail_once)
+    result, events = run_with(Lease(), toy_config())
+    assert claims == [True]
+    assert [event for event in events if event.kind == "warning"] == []  # nothing had to become smaller
+    assert_same_file(result.path, whole.path)
 
 
 class Whole(nn.Module):
