@@ -10,6 +10,7 @@ show the same text.
     │   └── UnsupportedModelError
     ├── AdapterError          a LoRA file
     ├── RunFolderError        locked, finished, or other settings than asked
+    ├── JobError              the queue of jobs: unknown, or a command that does not fit
     ├── MissingPackageError   an optional package; names its pip command
     └── TrainingError         while training
 """
@@ -80,6 +81,10 @@ class RunFolderError(LoraTrainerError):
 
 class TrainingError(LoraTrainerError):
     """Training cannot go on."""
+
+
+class JobError(LoraTrainerError):
+    """A job is unknown, cannot be queued, or a command does not fit its state."""
 
 
 def pip_command(package: str) -> str:
