@@ -117,6 +117,9 @@ class ToldLease:
     def is_waited_for(self) -> bool:
         return self._lease.is_waited_for()
 
+    def show(self, done: int, total: int) -> None:
+        self._lease.show(done, total)
+
     def give_way(self, away: Callable[[], None], back: Callable[[], None], *, is_paused: Callable[[], bool]) -> None:
         def tell_away() -> None:
             self._tell_waiting(True)

@@ -44,7 +44,7 @@ LAYERS = {
     "training": Layer(("ground", "data", "models"), frozenset(TORCH), delayed_libraries=frozenset(ANY)),
     "jobs": Layer(("ground",)),
     "kinds of jobs": Layer(("ground", "data", "jobs"), delayed=("models", "training"), delayed_libraries=frozenset(ANY)),
-    "hosts": Layer(("ground",), frozenset({"modules", "modules_forge"}), ("training", "models"), frozenset(ANY)),
+    "hosts": Layer(("ground",), frozenset({"modules", "modules_forge"}), ("training", "models", "data"), frozenset(ANY)),
     "page": Layer(("ground", "data", "jobs"), frozenset({"gradio", "fastapi", "yaml"}), ("hosts",)),
     "command line": Layer(("ground", "data", "jobs"), frozenset({"tqdm"}), ("models", "training"), frozenset(TORCH)),
     "programs": Layer(("ground", "data", "models", "training", "jobs", "hosts", "page", "command line"), frozenset(ANY)),
@@ -65,6 +65,7 @@ ROOMS = {
     "run_folder": "ground",
     "config": "ground",
     "host.base": "ground",
+    "host.table": "ground",
     "dataset": "data",
     "dataset.cache": "models",
     "plan": "data",
@@ -94,6 +95,7 @@ ROOMS = {
     "cli": "command line",
     "progress": "command line",
     "demo": "programs",
+    "extension": "programs",
 }
 
 FILES = python_files(PACKAGE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import LoraTrainerError
-from lora_trainer.host.base import Folders, HostOptions, Lease, ModelFile
+from lora_trainer.host.base import Folders, HostOptions, Lease, ModelFile, wait_while
 
 
 class FolderHost:
@@ -65,11 +65,13 @@ class FolderLease:
         return self._host.on_wait is not None
 
     def give_way(self, away: Callable[[], None], back: Callable[[], None], *, is_paused: Callable[[], bool]) -> None:
-        if self._host.on_wait is None:
+        if self._host.on_wait is None and not is_paused():
             return
         away()
-        self._host.on_wait()
-        self._host.on_wait = None
+        if self._host.on_wait is not None:
+            self._host.on_wait()
+            self._host.on_wait = None
+        wait_while(is_paused)
         back()
 
     def show(self, done: int, total: int) -> None:
