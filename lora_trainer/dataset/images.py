@@ -11,6 +11,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -100,12 +101,19 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         DatasetError: the header cannot be read, or names more than `MAX_PIXELS` pixels.
     """
-    data = read_bytes(path)
-    image = _open(data, path)
-    if image.format == "TIFF":  # turned by Pillow as its pixels are loaded
-        return _decode(data, path).size
-    width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
+    try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise DatasetError(_empty(path))
+            image = _open(file, path)
+            if image.format == "TIFF":  # turned by Pillow as its pixels are loaded
+                return _decode(read_bytes(path), path).size
+            width, height = image.size
+            if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode all pixels to look behind them
+                return width, height
+            return (height, width) if _orientation(image) >= 5 else (width, height)
+    except OSError as error:
+        raise DatasetError(_unreadable(path, error)) from error
 
 
 def examine(path: Path) -> PictureFacts:
@@ -115,7 +123,7 @@ def examine(path: Path) -> PictureFacts:
         DatasetError: as `open_image`.
     """
     data = read_bytes(path)
-    header = _open(data, path)
+    header = _open(io.BytesIO(data), path)
     try:
         is_animated = header.format in _MOVING_FORMATS and getattr(header, "n_frames", 1) > 1
     except _DECODER_ERRORS as error:  # frames are counted by reading all of them
@@ -137,19 +145,17 @@ def read_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DatasetError(
-            f"{path} cannot be read: {error.strerror or error}. Put it back, or start again without it."
-        ) from error
+        raise DatasetError(_unreadable(path, error)) from error
     if not data:
-        raise DatasetError(f"{path} is empty (0 bytes). Copy it again, or remove it.")
+        raise DatasetError(_empty(path))
     return data
 
 
-def _open(data: bytes, path: Path) -> Image.Image:
+def _open(file: BinaryIO, path: Path) -> Image.Image:
     """Returns the picture with its header read and its pixels not yet."""
     Image.init()
     try:
-        image = Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+        image = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DatasetError(_too_large(path, "too many")) from error
     except UnidentifiedImageError as error:
@@ -167,7 +173,7 @@ def _open(data: bytes, path: Path) -> Image.Image:
 
 def _decode(data: bytes, path: Path) -> Image.Image:
     """Returns the first frame with all its pixels, upright, in the mode that the file has."""
-    image = _open(data, path)
+    image = _open(io.BytesIO(data), path)
     try:
         image.load()
         return _upright(image)
@@ -239,6 +245,14 @@ def _grey_to_8_bits(grey: np.ndarray, path: Path) -> np.ndarray:
     if grey.min() < 0 or grey.max() > 65535:
         return (grey.astype(np.uint32) >> 24).astype(np.uint8)
     return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path} cannot be read: {error.strerror or error}. Put it back, or start again without it."
+
+
+def _empty(path: Path) -> str:
+    return f"{path} is empty (0 bytes). Copy it again, or remove it."
 
 
 def _damaged(path: Path, error: BaseException) -> str:
