@@ -141,6 +141,22 @@ def test_save_pause_continue_and_stop_reach_a_running_training(toy_config):
     assert folder.status == "stopped"
 
 
+def test_discard_stops_at_the_last_save_and_the_run_goes_on_from_there(toy_config):
+    control = TrainControl()
+
+    def watch(event):
+        if event.kind == "step" and event.data["step"] == 7:
+            control.request("discard")
+
+    result = train(toy_config(), control=control, watch=watch)
+    assert (result.status, result.step) == ("stopped", 5)
+    folder = RunFolder(toy_config().output_dir)
+    assert folder.read_job()["step"] == 5
+    assert [path.name for path in folder.path.glob("*-step*")] == ["toy-step00000005.safetensors"]
+    _, events = run(toy_config())
+    assert [event.data["step"] for event in events if event.kind == "resumed"] == [5]
+
+
 def test_a_stop_while_caching_is_a_stop(toy_config):
     control = TrainControl()
     result = train(toy_config(), control=control, watch=lambda event: control.request("stop"))
