@@ -212,7 +212,9 @@
         const card = event.target.closest("[data-picture]");
         const job = event.target.closest("[data-job]");
         const field = event.target.closest(".lora_trainer_problems [data-field]");
-        if (card) toggle(card);
+        const presser = event.target.closest("[data-press]");
+        if (presser) press(presser.dataset.press);
+        else if (card) toggle(card);
         else if (job) choose(job);
         else if (field) goTo(field.dataset.field);
         else if (event.target.closest("#lora_trainer_dataset_select_all")) selectAll();

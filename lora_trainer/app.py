@@ -1,4 +1,4 @@
-"""`python -m lora_trainer`: the page by itself, at an address of this computer alone, with the demo's base and pictures in place."""
+"""`python -m lora_trainer`: the page by itself, at an address of this computer alone, with the demo's base and pictures."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def _serve(options: argparse.Namespace) -> int:
         settings["auth"] = tuple(options.auth.split(":", 1))
     launch(page, **settings)
     address = f"http://{LOOPBACK}:{settings['server_port']}/"
-    print(f"LoRA Trainer: {address}\nData: {host.data_dir}\nCtrl-C ends it; a training that runs is saved and can be continued.", flush=True)
+    print(f"LoRA Trainer: {address}\nData: {host.data_dir}", flush=True)
+    print("Ctrl-C ends it; a training that runs is saved and can be continued.", flush=True)
     if not options.no_browser and sys.stdout.isatty():
         webbrowser.open(address)
     try:

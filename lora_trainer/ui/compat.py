@@ -1,4 +1,4 @@
-"""The one place for what differs between gradio 3.41.2, 4.40.0 and 6: events, files, styles, and what a host would keep of a form."""
+"""The one place for what differs between gradio 3.41.2, 4.40.0 and 6: events, files, styles, and what a host would keep."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def new_blocks(title: str) -> gr.Blocks:
 
 
 def launch(blocks: gr.Blocks, **options: Any) -> Any:
-    """Starts a server for the page without waiting for its end. Returns what gradio does: application, local and shared address."""
+    """Starts a server for the page and returns at once what gradio does: application, local and shared address."""
     own = {"footer_links": [], "ssr_mode": False, "theme": _theme()} if MAJOR >= 6 else {"show_api": False}
     return blocks.launch(share=False, quiet=True, prevent_thread_lock=True, **own, **options)
 

@@ -76,15 +76,22 @@ class DatasetPart:
         with gr.Row(elem_classes="lora_trainer_tools"):
             self.kept = unsaved(
                 gr.Radio(
-                    list(gallery.FILTERS), value="All", label="Show", interactive=True, scale=3, elem_id="lora_trainer_dataset_kept"
+                    list(gallery.FILTERS),
+                    value="All",
+                    label="Show",
+                    show_label=False,
+                    container=False,
+                    interactive=True,
+                    scale=3,
+                    elem_id="lora_trainer_dataset_kept",
                 )
             )
-            self.select_all = gr.Button("Select all here", scale=0, min_width=130, elem_id="lora_trainer_dataset_select_all")
-            self.remove = gr.Button("Remove selected", scale=0, min_width=140, elem_id="lora_trainer_dataset_remove")
-            self.back = gr.Button("◀", scale=0, min_width=50, elem_id="lora_trainer_dataset_back")
-            self.place = gr.HTML("", elem_id="lora_trainer_dataset_place")
-            self.forward = gr.Button("▶", scale=0, min_width=50, elem_id="lora_trainer_dataset_forward")
+            self.select_all = gr.Button("Select all here", size="sm", min_width=150, elem_id="lora_trainer_dataset_select_all")
+            self.remove = gr.Button("Remove selected", size="sm", min_width=150, elem_id="lora_trainer_dataset_remove")
         self.gallery = gr.HTML("", elem_id="lora_trainer_dataset_gallery")
+        # Pressed by the script, for the buttons below the cards.
+        self.back = gr.Button("back", elem_id="lora_trainer_dataset_back", elem_classes="lora_trainer_hidden")
+        self.forward = gr.Button("forward", elem_id="lora_trainer_dataset_forward", elem_classes="lora_trainer_hidden")
         self.page_number = gr.State(0)
         self.selection = unsaved(
             gr.Textbox("[]", show_label=False, elem_id="lora_trainer_dataset_selection", elem_classes="lora_trainer_hidden")
@@ -95,7 +102,6 @@ class DatasetPart:
             "page_number": self.page_number,
             "selection": self.selection,
             "gallery": self.gallery,
-            "place": self.place,
             "totals": self.totals,
             "remove": self.remove,
         }
@@ -155,7 +161,7 @@ class DatasetPart:
         overview = self.overview(source)
         if overview is None:
             empty = markup.box(word("Drop pictures above to begin."), "empty")
-            return {"gallery": empty, "totals": _EMPTY_TOTALS, "place": "", "page_number": 0, "selection": "[]"}
+            return {"gallery": empty, "totals": _EMPTY_TOTALS, "page_number": 0, "selection": "[]"}
         is_removed = values["kept"] == "Removed"
         resolution = _first_number(values.get("resolution"))
         pictures = self._removed(source) if is_removed else gallery.choose(overview, values["kept"])
@@ -165,7 +171,6 @@ class DatasetPart:
         return {
             "gallery": gallery.draw_gallery(pictures, buckets, number, self.services.host.folders().cache),
             "totals": gallery.draw_totals(overview, resolution),
-            "place": markup.box(f"{number + 1} / {last + 1}", "place"),
             "page_number": number,
             "selection": "[]",
             "remove": gr.update(
@@ -179,7 +184,11 @@ class DatasetPart:
     def _create(self, values: dict[str, Any]) -> dict[str, Any]:
         name = (values["name"] or "").strip() or self._free_name()
         self.services.library.create(name)
-        return {**self._choose(values, name), "name": "", "message": markup.notice(f"{word('Made the data set')} {escape(name)}.")}
+        return {
+            **self._choose(values, name),
+            "name": "",
+            "message": markup.notice(f"{word('Made the data set')} {escape(name)}."),
+        }
 
     def _add(self, values: dict[str, Any]) -> dict[str, Any]:
         """Adds dropped files to the chosen set; without one, to a new one."""

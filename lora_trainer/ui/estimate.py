@@ -1,4 +1,4 @@
-"""What a training comes to before it starts: steps from the headers of the pictures, and time from an earlier run on the same base."""
+"""What a training comes to before it starts: steps from the pictures' headers, time from an earlier run on the same base."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def examine(settings: Mapping[str, Any], overview: Overview | None, host: Host, 
     config = detection = None
     try:
         config = train_config(settings, host, title=title)
-        problems += check_config(config)
+        # The host's own LoRA folder is made when the training is queued.
+        own_folder = host.folders().lora_dir
+        problems += [found for found in check_config(config) if found.field != "lora_dir" or config.lora_dir != own_folder]
     except ConfigError as error:
         problems += error.problems
     path = find_base(settings.get("base_model"), host)
@@ -144,7 +146,7 @@ def describe_plan(config: TrainConfig, overview: Overview, detection: Detection 
 
 
 def estimate_seconds(config: TrainConfig, resolutions: tuple[int, ...], steps: int, queue: JobQueue) -> float | None:
-    """Returns how long the steps will take by the last run on the same base, in proportion to pictures and pixels; None without."""
+    """Returns the time of the steps by the last run on the same base, in proportion to pictures and pixels; None without."""
     for job in queue.list():
         if job.kind != "train" or not job.seconds_per_step:
             continue

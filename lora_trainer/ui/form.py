@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from lora_trainer.config.parse import read_value
 from lora_trainer.config.presets import Preset
 from lora_trainer.config.schema import FieldInfo, default_of, field_infos
 from lora_trainer.ui.compat import unsaved
@@ -117,13 +117,17 @@ def fill(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, info in infos.items():
         default = default_of(name)
         value = values.get(name, None if default is dataclasses.MISSING else default)
-        shown[name] = show_value(info, value if not isinstance(value, Path) else str(value))
+        try:
+            shown[name] = show_value(info, read_value(info, value) if value is not None else None)
+        except ValueError:  # shown as it was written; the problem is told beside it
+            shown[name] = value
     return shown
 
 
 def _preset_value(name: str, preset: Preset | None) -> Any:
-    value = preset.values[name] if preset and name in preset.values else default_of(name)
-    return show_value(field_infos()[name], tuple(value) if isinstance(value, list) else value)
+    info = field_infos()[name]
+    is_set = preset is not None and name in preset.values
+    return show_value(info, read_value(info, preset.values[name]) if preset and is_set else default_of(name))
 
 
 def _as_text(value: Any) -> str:

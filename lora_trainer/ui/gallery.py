@@ -32,13 +32,13 @@ def num_pages(pictures: Sequence[Picture]) -> int:
 
 
 def draw_gallery(pictures: Sequence[Picture], buckets: dict[str, Bucket], page: int, cache_dir: Path) -> str:
-    """Returns one page of cards. A card is a button that the script selects; `page` counts from 0."""
+    """Returns one page of cards, with what turns the pages. Cards are buttons that the script selects; `page` counts from 0."""
     shown = pictures[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
     if not shown:
         return markup.box(word("No pictures here."), "empty")
     small = thumbnails([picture.path for picture in shown], cache_dir, SIDE)
     cards = [_card(picture, buckets.get(picture.name), data) for picture, data in zip(shown, small, strict=True)]
-    return markup.box("".join(cards), "gallery", role="group")
+    return markup.box("".join(cards), "gallery", role="group") + _pager(page, num_pages(pictures))
 
 
 def draw_totals(overview: Overview, resolution: int) -> str:
@@ -61,10 +61,27 @@ def draw_totals(overview: Overview, resolution: int) -> str:
     return facts(figures) + (heading + plot if plot else "") + markup.problem_list(overview.problems)
 
 
+def _pager(page: int, last: int) -> str:
+    """Returns the way to the other pages; the script presses the page's own hidden buttons."""
+    if last == 1:
+        return ""
+    back, forward = (" disabled" if is_end else "" for is_end in (page == 0, page == last - 1))
+    return markup.box(
+        f'<button type="button" data-press="lora_trainer_dataset_back"{back}>◀ {word("Back")}</button>'
+        f"<span>{page + 1} / {last}</span>"
+        f'<button type="button" data-press="lora_trainer_dataset_forward"{forward}>{word("Next")} ▶</button>',
+        "pager",
+    )
+
+
 def _card(picture: Picture, bucket: Bucket | None, data: bytes | None) -> str:
     image = f'<img src="{markup.data_uri(data)}" alt="" loading="lazy">' if data else f"<b>{word('not readable')}</b>"
     size = f"{picture.width} × {picture.height}" if picture.width else ""
-    arrow = f" → {bucket.width} × {bucket.height}" if bucket and (bucket.width, bucket.height) != (picture.width, picture.height) else ""
+    arrow = (
+        f" → {bucket.width} × {bucket.height}"
+        if bucket and (bucket.width, bucket.height) != (picture.width, picture.height)
+        else ""
+    )
     caption = f"<q>{escape(picture.caption)}</q>" if picture.caption else f"<em>{word('no caption')}</em>"
     problem = f'<small class="lora_trainer_error">{escape(picture.error)}</small>' if picture.error else ""
     state = "bad" if picture.error else ("silent" if not picture.caption else "good")

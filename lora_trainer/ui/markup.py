@@ -28,10 +28,11 @@ def word(text: str) -> str:
 
 
 def box(content: str, *classes: str, **attributes: str) -> str:
-    """Returns a `div`; attributes are escaped, `aria_live` becomes `aria-live`."""
+    """Returns a `div`; classes get our prefix, all but "is_...", attributes are escaped, `aria_live` becomes `aria-live`."""
     names = {name.replace("_", "-"): value for name, value in attributes.items()}
     extra = "".join(f' {name}="{escape(value)}"' for name, value in names.items())
-    return f'<div class="{" ".join(f"lora_trainer_{name}" for name in classes)}"{extra}>{content}</div>'
+    prefixed = " ".join(name if name.startswith("is_") else f"lora_trainer_{name}" for name in classes)
+    return f'<div class="{prefixed}"{extra}>{content}</div>'
 
 
 def facts(pairs: Mapping[str, str]) -> str:

@@ -75,6 +75,8 @@ class Page:
     def build(self) -> None:
         """Makes all widgets and wires them."""
         with gr.Column(elem_id="lora_trainer"):
+            if self.services.is_standalone:
+                gr.HTML("<h1>LoRA Trainer</h1>")
             self.message = gr.HTML("", elem_id="lora_trainer_message")
             self.strip = gr.HTML(self._strip(), elem_id="lora_trainer_strip")
             with gr.Tabs(elem_id="lora_trainer_parts") as self.tabs:

@@ -66,8 +66,11 @@ class RunsPart:
                     }
                 with gr.Row(elem_classes="lora_trainer_tools"):
                     label = "Copy the prompt" if self.services.is_standalone else "Use in txt2img"
-                    self.use = gr.Button(label, visible=False, variant="primary", elem_id="lora_trainer_runs_use")
-                    self.clone = gr.Button("Use these settings again", visible=False, elem_id="lora_trainer_runs_clone")
+                    self.use = gr.Button(
+                        label, visible=False, variant="primary", size="sm", min_width=180, elem_id="lora_trainer_runs_use"
+                    )
+                    again = {"visible": False, "elem_id": "lora_trainer_runs_clone"}
+                    self.clone = gr.Button("Use these settings again", size="sm", min_width=180, **again)
                 self.plot = gr.HTML("", elem_id="lora_trainer_runs_plot")
                 self.scrubber = unsaved(
                     gr.Slider(
@@ -257,10 +260,10 @@ def _job_row(job: JobView, is_chosen: bool) -> str:
     when = time.strftime("%m-%d %H:%M", time.localtime(job.ended or job.created))
     where = f"{job.step} / {job.total_steps}" if job.total_steps else ""
     bar = markup.progress_bar(job.done, job.total, job.title) if job.is_active else ""
+    status = f'<span class="lora_trainer_status is_{job.status}">{word_of_status(job.status)}</span>'
     return (
         f'<button type="button" class="lora_trainer_job" data-job="{escape(job.id)}" aria-pressed="{str(is_chosen).lower()}">'
-        f'<strong>{escape(job.title)}</strong><span class="lora_trainer_status is_{job.status}">{word_of_status(job.status)}</span>'
-        f"<small>{when}</small><small>{where}</small>{bar}</button>"
+        f"<strong>{escape(job.title)}</strong>{status}<small>{when}</small><small>{where}</small>{bar}</button>"
     )
 
 
@@ -284,4 +287,3 @@ _NO_JOB: dict[str, Any] = {
     **dict.fromkeys(("plot", "samples", "log", "settings", "prompt"), ""),
     **{name: {"visible": False} for name in ("use", "clone", "scrubber", *(f"button_{name}" for name, _, _ in COMMANDS))},
 }
-

@@ -52,7 +52,7 @@ class TrainPart:
                 self._build_first()
                 with gr.Row(elem_classes="lora_trainer_main"):
                     for name in MAIN:
-                        self.form[name] = build_widget(name, min_width=150)
+                        self.form[name] = build_widget(name, min_width=190)
                 for section in SECTIONS:
                     self._build_section(section)
             with gr.Column(scale=2, elem_classes=["lora_trainer_panel", "lora_trainer_sticky"]):
@@ -61,7 +61,13 @@ class TrainPart:
         self.filled = gr.State({"preset": None, "output_name": "", "sample_prompts": ""})
         self.form = {name: self.form[name] for name in field_infos()}
         self.look_at = {**self.form, "preset": self.preset, "filled": self.filled}
-        self.followers = {**self.look_at, "summary": self.summary, "problems": self.problems, "family": self.family, "offer": self.offer}
+        self.followers = {
+            **self.look_at,
+            "summary": self.summary,
+            "problems": self.problems,
+            "family": self.family,
+            "offer": self.offer,
+        }
         self.live = dict(self.followers)
 
     def bind(self, page: Page) -> None:
@@ -69,7 +75,12 @@ class TrainPart:
             if name == "base_model":
                 page.on(widget.input, self._choose_base, self.look_at, self.followers, quiet=True)
             elif name == "train_data_dir":
-                page.on(widget.input, lambda values: self.follow({**values, "source": values["train_data_dir"]}), self.look_at, self.followers)
+                page.on(
+                    widget.input,
+                    lambda values: self.follow({**values, "source": values["train_data_dir"]}),
+                    self.look_at,
+                    self.followers,
+                )
             else:
                 page.on(widget.input, self.look, self.look_at, self._looked, quiet=True)
         page.on(self.preset.input, self._choose_preset, self.look_at, self.followers, quiet=True)
@@ -164,11 +175,9 @@ class TrainPart:
     def _build_first(self) -> None:
         host = self.services.host
         with gr.Row():
-            with gr.Column(min_width=280):
-                bases = [model.name for model in host.checkpoints()]
-                self.form["base_model"] = build_widget("base_model", choices=bases)
-                self.family = gr.HTML("", elem_id="lora_trainer_train_family")
+            self.form["base_model"] = build_widget("base_model", choices=[model.name for model in host.checkpoints()])
             self.form["train_data_dir"] = build_widget("train_data_dir", choices=self.services.library.names())
+        self.family = gr.HTML("", elem_id="lora_trainer_train_family")
         with gr.Row():
             self.form["output_name"] = build_widget("output_name")
             self.form["trigger_words"] = build_widget("trigger_words")
@@ -187,15 +196,15 @@ class TrainPart:
         names = [name for name, info in field_infos().items() if info.section == section and name not in (*FIRST, *MAIN)]
         if not names:
             return
-        with gr.Accordion(section, open=False, elem_id=f"lora_trainer_train_section_{SECTIONS.index(section)}"):
-            with gr.Row(elem_classes="lora_trainer_fields"):
-                for name in names:
-                    choices = [model.name for model in self.services.host.vaes()] if name == "vae" else None
-                    self.form[name] = build_widget(name, choices=choices, min_width=260)
+        folded = gr.Accordion(section, open=False, elem_id=f"lora_trainer_train_section_{SECTIONS.index(section)}")
+        with folded, gr.Row(elem_classes="lora_trainer_fields"):
+            for name in names:
+                choices = [model.name for model in self.services.host.vaes()] if name == "vae" else None
+                self.form[name] = build_widget(name, choices=choices, min_width=260)
 
     def _build_side(self) -> None:
         self.summary = gr.HTML(markup.box(_FIRST_STEPS, "summary"), elem_id="lora_trainer_train_summary")
-        self.offer = gr.Button("Hold a tenth back for validation", visible=False, elem_id="lora_trainer_train_offer")
+        self.offer = gr.Button("Hold a tenth back for validation", visible=False, size="sm", elem_id="lora_trainer_train_offer")
         with gr.Row():
             self.start = gr.Button("Start", variant="primary", elem_id="lora_trainer_train_start")
             self.add = gr.Button("Add to queue", elem_id="lora_trainer_train_add")
@@ -203,7 +212,8 @@ class TrainPart:
         with gr.Row():
             self.save = gr.Button("Save YAML", size="sm", elem_id="lora_trainer_train_save")
             self.load = gr.UploadButton("Load YAML", file_types=[".yaml", ".yml"], size="sm", elem_id="lora_trainer_train_load")
-        self.text = unsaved(gr.Textbox("", show_label=False, elem_id="lora_trainer_train_text", elem_classes="lora_trainer_hidden"))
+        hidden = {"show_label": False, "elem_classes": "lora_trainer_hidden"}
+        self.text = unsaved(gr.Textbox("", elem_id="lora_trainer_train_text", **hidden))
 
     def _preset_choices(self, family: str | None) -> list[tuple[str, str]]:
         """Returns label and name of the presets of a family; of all while it is unknown."""
@@ -254,10 +264,11 @@ class TrainPart:
 
     def _refused(self, problems: tuple[Problem, ...]) -> dict[str, Any]:
         errors = [problem for problem in problems if problem.severity == "error"]
-        said = word("Nothing was started. What to correct is marked beside the fields and listed next to Start.")
+        number = f"<strong>{len(errors)}</strong>"
+        said = f"{word('Nothing was started. To correct:')} {number}. {word('See beside the fields and next to Start.')}"
         return {
             "problems": markup.problem_list(problems, _LABELS),
-            "message": markup.box(f"<strong>{len(errors)}</strong> {said}", "message", "is_error", role="alert"),
+            "message": markup.box(said, "message", "is_error", role="alert"),
         }
 
     def _save(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -311,4 +322,3 @@ class TrainPart:
 
 _LABELS = {name: label_of(name) for name in field_infos()}
 _FIRST_STEPS = f"<p>{word('Choose a base model and a data set; the number of steps appears here.')}</p>"
-
