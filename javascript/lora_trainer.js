@@ -150,12 +150,9 @@
     function goTo(name) {
         const field = byId(`lora_trainer_train_${name}`);
         if (!field) return;
-        if (field.offsetParent === null) {
-            let hidden = field;
-            while (hidden && hidden.offsetParent === null) hidden = hidden.parentElement;
-            const opener = hidden && hidden.querySelector(":scope > button, :scope > .label-wrap");
-            if (opener) opener.click();
-        }
+        const section = field.closest("[id^=lora_trainer_train_section_]");
+        const opener = section && section.querySelector(".label-wrap");
+        if (opener && field.offsetParent === null) opener.click();
         window.setTimeout(() => {
             field.scrollIntoView({block: "center"});
             const input = field.querySelector("input, textarea");
@@ -234,7 +231,7 @@
         }, 100);
     });
 
-    window.loraTrainer = {use, download, copy};
+    window.loraTrainer = {use, download, copy, goTo};
     window.setInterval(tick, TICK_MS);
     window.setTimeout(tick, 200);
 })();

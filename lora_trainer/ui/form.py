@@ -34,12 +34,19 @@ def label_of(name: str) -> str:
 
 def help_of(info: FieldInfo) -> str:
     """Returns a field's help with its range and what is usual."""
-    number = info.kind in ("int", "float", "sizes", "weights")
-    low = "" if info.minimum is None else f"{'above' if info.exclusive_minimum else 'at least'} {info.minimum:,g}"
-    high = "" if info.maximum is None else f"at most {info.maximum:,g}"
-    allowed = ", ".join(part for part in (low, high) if part and number)
-    rules = "; ".join(part for part in (allowed, f"usual: {info.usual}" if info.usual else "") if part)
+    rules = "; ".join(part for part in (_range_of(info), f"usual: {info.usual}" if info.usual else "") if part)
     return f"{info.help} {rules[0].upper()}{rules[1:]}." if rules else info.help
+
+
+def _range_of(info: FieldInfo) -> str:
+    """Returns "1 to 1,024", "above 0, up to 100", "above 0"; "" for what has no range."""
+    if info.minimum is None:
+        return ""
+    low = f"{info.minimum:,.10g}"
+    high = "" if info.maximum is None else f"{info.maximum:,.10g}"
+    if info.exclusive_minimum:
+        return f"above {low}, up to {high}" if high else f"above {low}"
+    return f"{low} to {high}" if high else f"at least {low}"
 
 
 def build_widget(name: str, *, choices: Sequence[Any] | None = None, value: Any = None, **options: Any) -> Any:
@@ -60,7 +67,7 @@ def build_widget(name: str, *, choices: Sequence[Any] | None = None, value: Any 
         return unsaved(gr.Checkbox(value=bool(shown), **common))
     if info.kind == "choice":
         return unsaved(gr.Dropdown(choices=[NONE] * info.optional + list(info.choices), value=shown, **common))
-    if info.kind == "int":
+    if info.kind == "int" and not info.optional:  # gradio 3 reads an empty number as 0
         return unsaved(gr.Number(value=shown, **common))
     lines = 3 if info.kind == "texts" else 1
     return unsaved(gr.Textbox(value=shown, lines=lines, max_lines=max(lines, 8) if lines > 1 else 1, **common))
@@ -70,10 +77,10 @@ def show_value(info: FieldInfo, value: Any) -> Any:
     """Returns a setting as its widget shows it."""
     if info.kind == "bool":
         return bool(value)
-    if info.kind == "int":
-        return value
     if value is None:
         return NONE if info.kind == "choice" else ""
+    if info.kind == "int":
+        return str(value) if info.optional else value
     if info.kind == "float":
         return f"{value:g}"
     if info.kind == "texts":

@@ -183,7 +183,7 @@ class TrainPart:
             self.form["trigger_words"] = build_widget("trigger_words")
             self.preset = unsaved(
                 gr.Dropdown(
-                    choices=self._preset_choices(None),
+                    choices=list(self._presets_of(None).values()),
                     value=None,
                     label="Preset",
                     info="Good values for a purpose. What you set by hand stays.",
@@ -215,10 +215,13 @@ class TrainPart:
         hidden = {"show_label": False, "elem_classes": "lora_trainer_hidden"}
         self.text = unsaved(gr.Textbox("", elem_id="lora_trainer_train_text", **hidden))
 
-    def _preset_choices(self, family: str | None) -> list[tuple[str, str]]:
-        """Returns label and name of the presets of a family; of all while it is unknown."""
+    def _presets_of(self, family: str | None) -> dict[str, str]:
+        """Returns the labels of the presets of a family, of all while it is unknown, by name.
+
+        Lists show labels and not names, since gradio 3 knows no lists of both.
+        """
         chosen = [preset for preset in self.presets.values() if family is None or family in preset.families]
-        return [(preset.label, preset.name) for preset in chosen]
+        return {preset.name: preset.label for preset in chosen}
 
     def _choose_base(self, values: dict[str, Any]) -> dict[str, Any]:
         """Offers the presets of the base's family, and takes its usual one, or its counterpart of the one chosen before."""
@@ -227,16 +230,18 @@ class TrainPart:
         if path is None or examined.detection is None:
             return self.look(values)
         family = examined.detection.family
-        choices = self._preset_choices(family)
-        names = [name for _, name in choices]
-        before = values["preset"]
-        wanted = before if before in names else f"{family}-{(before or USUAL_PRESET).rpartition('-')[2]}"
-        name = wanted if wanted in names else f"{family}-{USUAL_PRESET}"
-        changes = self._apply_preset(values, name if name in names else None)
-        return {**changes, "preset": gr.update(choices=choices, value=name if name in names else None)}
+        labels = self._presets_of(family)
+        before = self._preset_name(values["preset"])
+        purpose = (before or USUAL_PRESET).rpartition("-")[2]
+        name = next((name for name in (before, f"{family}-{purpose}", f"{family}-{USUAL_PRESET}") if name in labels), None)
+        changes = self._apply_preset(values, name)
+        return {**changes, "preset": gr.update(choices=list(labels.values()), value=labels.get(name or ""))}
 
     def _choose_preset(self, values: dict[str, Any]) -> dict[str, Any]:
-        return self._apply_preset(values, values["preset"])
+        return self._apply_preset(values, self._preset_name(values["preset"]))
+
+    def _preset_name(self, label: str | None) -> str | None:
+        return next((preset.name for preset in self.presets.values() if preset.label == label), None)
 
     def _apply_preset(self, values: dict[str, Any], name: str | None) -> dict[str, Any]:
         filled = dict(values["filled"])

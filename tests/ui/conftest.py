@@ -28,7 +28,9 @@ def services(tmp_path: Path) -> Iterator[Services]:
 def make_set(services: Services):
     """Returns a maker of data sets of captioned pictures."""
 
-    def make(name: str = "ink", num_pictures: int = 24, size: tuple[int, int] = (512, 512), caption: str = "a boat {number}") -> Path:
+    def make(
+        name: str = "ink", num_pictures: int = 24, size: tuple[int, int] = (512, 512), caption: str = "a boat {number}"
+    ) -> Path:
         folder = services.library.create(name)
         for number in range(num_pictures):
             Image.new("RGB", size, (number, 0, 0)).save(folder / f"{number:03}.png")
