@@ -79,6 +79,7 @@ ROOMS = {
     "adapters.table": "data",
     "adapters.keys": "data",
     "adapters.names": "data",
+    "adapters.tags": "data",
     "captioning": "models",
     "captioning.table": "data",
     "training": "training",
@@ -89,6 +90,7 @@ ROOMS = {
     "ui": "page",
     "api": "page",
     "cli": "command line",
+    "commands": "command line",
     "progress": "command line",
     "demo": "programs",
 }
