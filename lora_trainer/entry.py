@@ -33,6 +33,8 @@ python -m lora_trainer COMMAND
   train --config FILE.yaml   train, or continue a training that was interrupted
   check --config FILE.yaml   show problems and the plan, train nothing
   inspect FILE.safetensors   show what is in a LoRA file, and test it
+  grid --base B --prompt P   draw with LoRAs at rising weights, and say which weight to take
+  merge, resize, split       make new LoRA files from old ones
   list TABLE                 models, adapters, optimizers, schedules or presets
   control FOLDER REQUEST     stop, pause, continue, save or sample a training that runs elsewhere
   setup                      install what is needed, and show it

@@ -92,7 +92,7 @@ def parse_prompt(prompt: str, find: Callable[[str], Path]) -> tuple[str, tuple[L
 
 def write_prompt(prompt: str, uses: Sequence[LoraUse]) -> str:
     """Returns a prompt followed by the tags of its LoRAs, to be pasted into the WebUI; those without weight are left out."""
-    return " ".join([prompt, *(use.tag for use in uses if use.unet_weight or use.text_encoder_weight)])
+    return " ".join([prompt.rstrip(), *(use.tag for use in uses if use.unet_weight or use.text_encoder_weight)])
 
 
 def _parse_tag(tag: str, inside: str) -> tuple[tuple[str, dict[str, float]], str]:

@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from lora_trainer.cli import DONE, STOPPED, stop_on_ctrl_c
 from lora_trainer.commands.lora_files import AddCommand
 from lora_trainer.control import TrainControl
@@ -47,6 +45,8 @@ def register(add: AddCommand) -> None:
 
 
 def _grid(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     from lora_trainer.adapters.library import find_lora
     from lora_trainer.adapters.tags import LoraUse
     from lora_trainer.inference.generate import GenerateSettings

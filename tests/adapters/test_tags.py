@@ -74,4 +74,4 @@ def test_every_bad_tag_is_reported_at_once() -> None:
 
 def test_a_prompt_is_written_with_the_tags_that_act() -> None:
     uses = [LoraUse(find("ink"), 0.7), LoraUse(find("seal"), 0.0, 0.5), LoraUse(find("none"), 0.0)]
-    assert write_prompt("a boat", uses) == "a boat <lora:ink:0.7> <lora:seal:0.5:0>"
+    assert write_prompt("a boat ", uses) == "a boat <lora:ink:0.7> <lora:seal:0.5:0>"
