@@ -2,9 +2,9 @@
 
     python -m benchmarks.grid [--rounds 5] [--tiny]
 
-Both work on one loaded base and a LoRA file on its attention layers, 6 weights by 4 prompts. The bare loop is what one would write
-in an evening: the prompts encoded beforehand, `W + w * change` put into the layers, sampler, denoiser, VAE. CPU time of one thread,
-since the machine may be doing other things; the two take turns.
+Both work on one loaded base and a LoRA file on its attention layers, 6 weights by 4 prompts. The bare loop is what one would
+write in an evening: the prompts encoded beforehand, `W + w * change` put into the layers, sampler, denoiser, VAE. CPU time of one
+thread, since the machine may be doing other things; the two take turns.
 """
 
 from __future__ import annotations
