@@ -39,7 +39,7 @@ class Layer:
 LAYERS = {
     "start": Layer(("ground",), delayed=("programs",), delayed_libraries=frozenset({"torch"})),
     "ground": Layer(libraries=frozenset({"yaml"})),
-    "data": Layer(("ground",), frozenset(PICTURES)),
+    "data": Layer(("ground",), frozenset(PICTURES), delayed_libraries=frozenset({"tokenizers"})),
     "models": Layer(("ground", "data"), frozenset(TORCH), delayed_libraries=frozenset(ANY)),
     "training": Layer(("ground", "data", "models"), frozenset(TORCH), delayed_libraries=frozenset(ANY)),
     "jobs": Layer(("ground",)),
@@ -73,6 +73,7 @@ ROOMS = {
     "models.recognise": "data",
     "models.sidecar": "data",
     "models.sizes": "data",
+    "models.tokenizer": "data",
     "models.layout": "data",
     "models.webui": "data",
     "adapters": "models",
