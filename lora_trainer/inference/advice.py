@@ -19,7 +19,7 @@ from lora_trainer.inference.grid import Grid, Stack
 from lora_trainer.inference.likeness import content, distance, kept, similarity, spread, style
 
 COPIED = 0.85
-"""A picture this like a training picture shows the same thing in the same place; two pictures of one motif reach about 0.5."""
+"""A picture this like a training picture shows the same thing in the same place; different motifs stay near 0."""
 COPY_GAIN = 0.2
 """And the LoRA must have brought it there: by so much more like than the base's own picture."""
 CLOSE_CALL = 0.02
