@@ -18,7 +18,9 @@ from lora_trainer.adapters.export import save_lora
 from lora_trainer.adapters.inspect import inspect_file
 from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.errors import AdapterError
-from tests.adapters.webui_rules import sd_version
+from lora_trainer.models.webui import webui_layers
+from tests.adapters.webui_rules import apply_lora, sd_version
+from tests.tiny import make_checkpoint
 
 pytestmark = pytest.mark.hosts
 UP, DOWN, ALPHA = "lora_up.weight", "lora_down.weight", "alpha"
@@ -217,6 +219,33 @@ def test_both_ways_of_naming_a_layer_are_one_layer(tmp_path: Path) -> None:
     keys = {key.split(".")[0] for key in load_file(merged.path)}
     # The WebUI looks for the up-sampler where there is none; the real one is output_blocks_2_2_conv.
     assert keys == {ours, "lora_unet_output_blocks_2_1_conv"}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_the_webui_does_with_the_merged_file_what_it_does_with_both(tmp_path: Path, family: str) -> None:
+    """One file names the UNet's layers as diffusers does, the other as the original does; both change the text encoders."""
+    base = make_checkpoint(family, tmp_path / "base")
+    files: list[Path] = []
+    for name, unet in (("theirs", ("down", "mid", "up", "conv", "time")), ("ours", ("input", "middle", "output", "out"))):
+        beginnings = ("lora_te", *(f"lora_unet_{beginning}" for beginning in unet))
+        shapes = {key: shape for key, shape in webui_layers(base).items() if key.startswith(beginnings)}
+        assert any("unet" in key for key in shapes)
+        tensors = {}
+        for key, (outputs, inputs, *kernel) in shapes.items():
+            tensors[f"{key}.{UP}"] = torch.randn(outputs, 2, *[1] * len(kernel))
+            tensors[f"{key}.{DOWN}"] = torch.randn(2, inputs, *kernel)
+            tensors[f"{key}.{ALPHA}"] = torch.tensor(1.0)
+        metadata = METADATA["SDXL" if family == "sdxl" else "SD1"]
+        files.append(save_lora(tmp_path / f"{name}.safetensors", tensors, metadata, torch.float32))
+    merged = merge([LoraUse(files[0], 0.7), LoraUse(files[1], 0.8, 0.5)], tmp_path / "both.safetensors").path
+    checkpoint = {key: tensor.float() for key, tensor in load_file(base).items()}
+    stack = apply_lora(apply_lora(checkpoint, load_file(files[0]), 0.7).tensors, load_file(files[1]), 0.5, 0.8)
+    alone = apply_lora(checkpoint, load_file(merged))
+    assert (alone.dropped, alone.skipped) == (set(), set())
+    changed = [key for key, tensor in stack.tensors.items() if not torch.equal(tensor, checkpoint[key])]
+    assert len(changed) > 20
+    for key in changed:
+        torch.testing.assert_close(alone.tensors[key], stack.tensors[key], rtol=1e-4, atol=1e-4)
 
 
 def test_what_the_webui_skips_in_one_file_does_not_act_in_the_merged_one(make_file: MakeFile, tmp_path: Path) -> None:

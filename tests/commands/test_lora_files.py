@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from lora_trainer import cli
+from lora_trainer.adapters import edit
+from lora_trainer.commands import lora_files
 from lora_trainer.commands.lora_files import parse_weight
 from lora_trainer.errors import ConfigError
 from tests.adapters.files import SD1_METADATA, TEXT_MODULE, UNET_MODULE, pair, write
@@ -54,6 +56,10 @@ def test_split(files: list[str], tmp_path: Path) -> None:
 def test_a_weight_that_is_none_is_said(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--weights: .* is no weight\. Give 0\.7, or 0\.5:0\.8"):
         parse_weight(Path("ink.safetensors"), text)
+
+
+def test_every_precision_can_be_asked_for() -> None:
+    assert set(lora_files.PRECISIONS) == set(edit.PRECISIONS)
 
 
 def test_failures_have_their_exit_codes(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
