@@ -26,11 +26,11 @@ Modules = dict[str, dict[str, Tensor]]
 """Tensors by the WebUI's module key and ending."""
 
 
-def read_modules(path: Path, purpose: str) -> Modules:
-    """Returns a file's tensors in fp32, without embeddings that travel in it.
+def list_keys(path: Path, purpose: str) -> dict[str, dict[str, str]]:
+    """Returns a file's keys by module and ending, without embeddings that travel in it, from its header alone.
 
     Args:
-        purpose: what they are needed for, to complete "... with plain LoRA and LoCon files only".
+        purpose: what the file is needed for, to complete "... with plain LoRA and LoCon files only".
 
     Raises:
         AdapterError: it cannot be read, is not in the WebUI's form, or holds other kinds of LoRA.
@@ -43,6 +43,16 @@ def read_modules(path: Path, purpose: str) -> Modules:
     if foreign:
         kinds = " and ".join(kind for kind in kinds_of(keys) if kind != "LoRA") or foreign[0] or "no LoRA"
         raise AdapterError(f"{path} holds {kinds}; {purpose} with plain LoRA and LoCon files only. Try it in the WebUI itself.")
+    return names
+
+
+def read_modules(path: Path, purpose: str) -> Modules:
+    """Returns a file's tensors in fp32, as `list_keys` lists them.
+
+    Raises:
+        AdapterError: see `list_keys`.
+    """
+    names = list_keys(path, purpose)
     tensors = read_tensors(path, dtype=torch.float32)
     modules = {module: {ending: tensors[key] for ending, key in endings.items()} for module, endings in names.items()}
     for module, own in modules.items():

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from lora_trainer.adapters.names import split_step_name
+from lora_trainer.adapters.pairs import list_keys
 from lora_trainer.adapters.tags import LoraUse, parse_prompt
 from lora_trainer.control import TrainControl
 from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.inference.generate import GenerateSettings, encode_prompts, generate
 from lora_trainer.inference.infotext import describe, save_png
-from lora_trainer.inference.loras import AppliedLora, LoraReader, applied
+from lora_trainer.inference.loras import PURPOSE, AppliedLora, LoraReader, applied
 from lora_trainer.inference.samplers import SAMPLERS
 from lora_trainer.inference.sheet import draw_grid
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lora_trainer.models.family import Tensors
 
 USUAL_WEIGHTS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
+MOST_WEIGHT = 10
 Stack = tuple[LoraUse, ...]
 
 
@@ -193,8 +195,14 @@ def draw_cells(
         AdapterError: a LoRA cannot be used with this base.
     """
     problems = {str(problem): problem for row in rows for problem in row.settings.problems()}
+    for weight in weights:
+        if not abs(weight) <= MOST_WEIGHT:
+            hint = "0.3 to 1 is usual."
+            problems[str(weight)] = Problem("weights", f"({weight}) must be from -{MOST_WEIGHT} to {MOST_WEIGHT}.", hint=hint)
     if problems:
         raise ConfigError(problems.values())
+    for path in dict.fromkeys(use.path for row in rows for use in (*row.uses, *row.companions)):
+        list_keys(path, PURPOSE)  # a file that cannot be used is said before the base's pictures are drawn
     columns = (0.0, *(weight for weight in dict.fromkeys(weights) if weight))
     extra = {"Sheet weights": ", ".join(f"{weight:g}" for weight in columns), "Sheet rows": " | ".join(row.label for row in rows)}
     grid = Grid(tuple(rows), columns, model.detection.path.stem, describe(model, rows[0].settings, rows[0].acting(1.0), extra))

@@ -27,6 +27,7 @@ from lora_trainer.models import webui
 if TYPE_CHECKING:
     from lora_trainer.models.diffusion import DiffusionModel
 
+PURPOSE = "pictures are drawn here"  # with which files, says `pairs.list_keys`
 _TEXT_LAYER = re.compile(r"lora_te(?P<number>[12]?)_text_model_encoder_layers_(?P<layer>\d+)_")
 
 
@@ -61,7 +62,7 @@ class LoraReader:
 
     def __call__(self, path: Path) -> Modules:
         if path not in self._modules:
-            self._modules[path] = read_modules(path, "pictures are drawn here")
+            self._modules[path] = read_modules(path, PURPOSE)
         return self._modules[path]
 
 

@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lora_trainer.adapters.edit import merge
 from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.control import TrainControl
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import AdapterError, ConfigError
 from lora_trainer.inference import grid as grid_module
 from lora_trainer.inference import loras
 from lora_trainer.inference.generate import GenerateSettings, generate
 from lora_trainer.inference.grid import Cell, Grid, draw_cells, make_rows
 from lora_trainer.inference.loras import applied
+from tests.adapters.files import write
 from tests.inference.conftest import MakeLora, assert_same_weights, weights_of
 
 SETTINGS = GenerateSettings("", "blurry", width=64, height=64, steps=2, cfg_scale=5.0, seed=9)
@@ -145,10 +147,21 @@ def test_what_is_missing_is_said() -> None:
         make_rows([[ink]], ["a <lora:seal:1>"], SETTINGS)
 
 
-def test_a_setting_that_cannot_be_used_is_refused_before_anything_is_drawn(sd1: Any) -> None:
-    rows = make_rows([[LoraUse(Path("ink.safetensors"))]], PROMPTS, replace(SETTINGS, width=70))
+def test_what_cannot_be_used_is_refused_before_anything_is_drawn(
+    sd1: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = [LoraUse(tmp_path / "ink.safetensors")]
+    drawn = count_calls(monkeypatch, grid_module, "generate")
     with pytest.raises(ConfigError, match=r"width: \(70\) must be a multiple of 8"):
-        draw_cells(sd1, rows)
+        draw_cells(sd1, make_rows([stack], PROMPTS, replace(SETTINGS, width=70)))
+    with pytest.raises(ConfigError, match=r"weights: \(nan\) must be from -10 to 10\. 0\.3 to 1 is usual"):
+        draw_cells(sd1, make_rows([stack], PROMPTS, SETTINGS), weights=[float("nan")])
+    with pytest.raises(AdapterError, match=r"ink\.safetensors is not a file"):
+        draw_cells(sd1, make_rows([stack], PROMPTS, SETTINGS))
+    write(stack[0].path, {"base_model.model.to_q.lora_A.weight": torch.ones(2, 2)})
+    with pytest.raises(AdapterError, match=r"another form \(PEFT\)"):
+        draw_cells(sd1, make_rows([stack], PROMPTS, SETTINGS))
+    assert drawn == []
 
 
 def test_a_stop_keeps_what_is_drawn_and_leaves_the_base_as_it_was(sd1: Any, make_lora: MakeLora, tmp_path: Path) -> None:
