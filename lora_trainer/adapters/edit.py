@@ -74,7 +74,9 @@ def resize(source: Path, target: Path, rank: int, *, precision: str | None = Non
         )
     cut, error = _cut(modules, rank)
     metadata = {**complete_metadata(source), **_describe(cut)}
-    metadata["ss_training_comment"] = f"{source.stem} with rank {rank} instead of {largest}, error {error:.2%}"
+    said = metadata.get("ss_training_comment", "")
+    done = f"resized from rank {largest} to {rank}, error {error:.2%}"
+    metadata["ss_training_comment"] = f"{said}; {done}" if said else done
     path = _save(target, cut, _read_embeddings(source), metadata, _choose_dtype([source], precision))
     return Edited(path, max(len(own[DOWN]) for own in cut.values()), error)
 
@@ -108,6 +110,8 @@ def merge(uses: Sequence[LoraUse], target: Path, *, rank: int | None = None, pre
         for key, own in kept.items():
             weight = use.weight_of("unet" if key.startswith("lora_unet_") else "text")
             pieces.setdefault(key, []).append((weight, _cut_first(own, use.rank_cut)))
+    if not pieces:
+        raise AdapterError(f"nothing is left to merge: {' '.join(notes)}")
     merged = {key: _put_side_by_side(key, own) for key, own in pieces.items()}
     cut, error = _cut(merged, rank) if rank is not None else (merged, 0.0)
     metadata = _merge_metadata(uses) | _describe(cut)
@@ -127,6 +131,7 @@ def split(source: Path, unet_target: Path, text_target: Path) -> tuple[Path, Pat
         raise AdapterError(f"both parts would be written to {unet_target}. Give two names.")
     for target in (unet_target, text_target):
         check_target(target, [])
+    metadata = complete_metadata(source)
     tensors = read_tensors(source)
     is_unet = {key: split_key(key)[0].startswith(("lora_unet_", "oft_unet_")) for key in tensors}
     unet = {key: tensor for key, tensor in tensors.items() if is_unet[key]}
@@ -134,7 +139,6 @@ def split(source: Path, unet_target: Path, text_target: Path) -> tuple[Path, Pat
     if not unet or not text:
         lacking = "UNet" if not unet else "text encoder"
         raise AdapterError(f"{source} has no {lacking} layers, so there is nothing to split. Use the file as it is.")
-    metadata = complete_metadata(source)
     return save_lora(unet_target, unet, metadata, None), save_lora(text_target, text, metadata, None)
 
 
@@ -145,7 +149,8 @@ def convert(source: Path, target: Path, precision: str) -> Path:
         AdapterError: the source cannot be read, or its numbers are too large for the precision.
     """
     check_target(target, [source])
-    return save_lora(target, read_tensors(source), complete_metadata(source), _choose_dtype([source], precision))
+    dtype, metadata = _choose_dtype([source], precision), complete_metadata(source)
+    return save_lora(target, read_tensors(source), metadata, dtype)
 
 
 def check_target(target: Path, sources: Collection[Path]) -> None:
@@ -211,10 +216,10 @@ def _put_side_by_side(key: str, pieces: Sequence[tuple[float, Mapping[str, Tenso
                 f"{key} has {len(own[UP])} outputs and {own[DOWN][0].numel()} inputs in one file, {len(like_up)} and "
                 f"{like_down[0].numel()} in another. Only LoRA files made for the same kind of base can be merged."
             )
-        if weight:
+        if weight and own[UP].any() and own[DOWN].any():
             ups.append(own[UP].flatten(1) * (weight * scale_of(own)))
             downs.append(own[DOWN].flatten(1))
-    if not ups:  # all weights are 0: a pair of zeros, which completes an OpenCLIP attention
+    if not ups:  # a pair of zeros: without effect, but an OpenCLIP attention may need it to be complete
         ups, downs = [torch.zeros(len(like_up), 1)], [torch.zeros(1, like_down[0].numel())]
     return _shaped(torch.cat(ups, dim=1), torch.cat(downs), like_up, like_down)
 

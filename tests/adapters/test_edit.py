@@ -334,6 +334,13 @@ def test_what_cannot_be_done_is_said_with_value_and_remedy(make_file: MakeFile, 
         AdapterError, match=r"dora\.safetensors holds DoRA; ranks can be changed and files merged with plain LoRA"
     ):
         resize(dora, free, 1)
+    for act in (
+        lambda path: convert(path, free, "fp16"),
+        lambda path: resize(path, free, 1),
+        lambda path: merge([LoraUse(path)], free),
+    ):
+        with pytest.raises(AdapterError, match=r"nowhere\.safetensors is not a file"):
+            act(tmp_path / "nowhere.safetensors")
     assert not free.exists()
 
 
