@@ -41,8 +41,7 @@ def diagnose(
         return [Problem("file", str(error))]
     family, problems = _detect_family(base)
     problems += _check_family(report, family)
-    is_right_base = family is None or not problems
-    layers = webui_layers(base) if base and family and is_right_base else None
+    layers = webui_layers(base) if base and family and not problems else None
     problems += [
         Problem(check.name, check.detail, "warning" if check.name in OF_THE_NAME else "error")
         for check in self_test(path, layers)
