@@ -36,6 +36,8 @@ python -m lora_trainer COMMAND
   check --config FILE.yaml   show problems and the plan, train nothing
   caption --input DIR        write first captions for a folder of pictures
   inspect FILE.safetensors   show what is in a LoRA file, and test it
+  grid --base B --prompt P   draw with LoRAs at rising weights, and say which weight to take
+  merge, resize, split       make new LoRA files from old ones
   list TABLE                 models, adapters, optimizers, schedules, captioners or presets
   control FOLDER REQUEST     stop, pause, continue, save or sample a training that runs elsewhere
   setup                      install what is needed, and show it
