@@ -118,7 +118,7 @@ class Trainer:
         self.saved_step = state.step
 
     def run(self) -> Outcome:
-        """Trains to the last step, or until a stop is asked for; saves at the end of either.
+        """Trains to the last step, or until a stop is asked for; saves at the end of either, unless asked to discard.
 
         Raises:
             TrainingError: too many steps in a row were not finite. The weights are those before the first of them.
@@ -238,8 +238,9 @@ class Trainer:
             self._give_way()
         if not self.control.is_requested("stop"):
             return False
-        self._save_once()
-        self.emit("stopped", step=self.state.step)
+        if not self.control.is_requested("discard"):
+            self._save_once()
+        self.emit("stopped", step=self.saved_step)
         return True
 
     def _pause(self) -> None:

@@ -328,9 +328,10 @@ class Running:
             self.exporter.export_step(self.state.step, self._epoch())
         with averaged_weights(self.optimizer):
             self._keep(lambda: self.validator.begin(self.state.step))
-        outcome = self._make_trainer().run()
+        trainer = self._make_trainer()
+        outcome = trainer.run()
         path = self._finish() if outcome == "finished" else None
-        return TrainResult(outcome, self.state.step, path)
+        return TrainResult(outcome, trainer.saved_step, path)
 
     def _make_trainer(self) -> Trainer:
         session = self.session
