@@ -81,10 +81,10 @@ def add_routes(_: Any, app: Any) -> None:
 
     if not shared.cmd_opts.api:
         return
-    from lora_trainer.api import routes
+    from lora_trainer.api.routes import add_routes as add_our_routes
     from lora_trainer.host.login import make_login
 
-    routes.add_routes(app, services(), make_login(shared.cmd_opts))
+    add_our_routes(app, services(), make_login(shared.cmd_opts))
 
 
 def build_failure(error: str) -> Any:

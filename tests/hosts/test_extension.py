@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import runpy
 import subprocess
 import sys
@@ -100,7 +99,6 @@ class TestRoutes:
         routes, calls = ModuleType("lora_trainer.api.routes"), []
         routes.add_routes = lambda app, services, login: calls.append((app, services, login))
         monkeypatch.setitem(sys.modules, "lora_trainer.api.routes", routes)
-        monkeypatch.setattr(importlib.import_module("lora_trainer.api"), "routes", routes, raising=False)
         monkeypatch.setattr(extension, "services", lambda: "services")
         return calls
 

@@ -152,7 +152,7 @@ def test_out_of_memory_beside_the_owners_models_repeats_the_step_without_them(to
     monkeypatch.setattr(toy.ToyModel, "losses", fail_once)
     result, events = run_with(Lease(), toy_config())
     assert claims == [True]
-    assert [event for event in events if event.kind == "warning"] == []  # nothing had to become smaller
+    assert not any("memory" in event.data.get("message", "") for event in events)  # nothing had to become smaller
     assert_same_file(result.path, whole.path)
 
 
