@@ -1,6 +1,6 @@
-"""A data set at a glance, as a page shows it: sizes from the headers alone, captions, and what keeps a picture from being trained.
+"""A data set at a glance, as a page shows it: sizes from the headers alone, captions, and what keeps pictures from training.
 
-Not a scan: nothing is decoded, so a picture that is damaged behind its header passes here and is found at the start of a training.
+Not a scan: nothing is decoded, so a picture that is damaged behind its header passes here and is found when a training starts.
 Hundreds of pictures take well under a second, and what was read once is known until the file changes.
 """
 
@@ -82,8 +82,8 @@ class Overview:
 
         Args:
             resolutions: every picture is trained at each.
-            held_out: that many pictures are not trained. Which ones is not known here, so that with several buckets a step more or
-                less is possible.
+            held_out: that many pictures are not trained. Which ones is not known here, so that with several buckets a
+                step more or less is possible.
         """
         pictures = self.usable[held_out:]
         if not pictures:

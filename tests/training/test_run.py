@@ -243,3 +243,16 @@ def test_memory_that_runs_out_while_loading_is_explained(toy_config, monkeypatch
     monkeypatch.setattr(session, "load_model", load)
     with pytest.raises(TrainingError, match=r"out of memory .*Lower resolution"):
         run(toy_config())
+
+
+@pytest.mark.parametrize(("replace_lora", "name"), [(False, "toy-2"), (True, "toy")])
+def test_a_lora_of_the_same_name_is_replaced_only_when_asked(toy_config, tmp_path, replace_lora, name):
+    lora_dir = tmp_path / "Lora"
+    lora_dir.mkdir()
+    for suffix in (".safetensors", ".json", ".png"):
+        (lora_dir / f"toy{suffix}").write_bytes(b"somebody's")
+    config = toy_config(lora_dir=lora_dir, replace_lora=replace_lora, max_train_steps=2)
+    train(config, control=TrainControl(), watch=lambda event: None)
+    assert (lora_dir / f"{name}.safetensors").stat().st_size > 100
+    assert ((lora_dir / "toy.safetensors").read_bytes() == b"somebody's") is not replace_lora
+    assert json.loads((lora_dir / f"{name}.json").read_text(encoding="utf-8"))["preferred weight"] == 0.7
