@@ -124,7 +124,8 @@ def _not_finite(error: BaseException, settings: Settings) -> Problem | None:
 def _no_pictures(error: BaseException, settings: Settings) -> Problem | None:
     if not isinstance(error, DatasetError):
         return None
-    return Problem("train_data_dir", str(error), hint="Look at the Dataset part: it names each picture's problem.")
+    field = "train_data_dir" if _is_training(settings) else "input_dir"
+    return Problem(field, str(error), hint="Look at the Dataset part: it names each picture's problem.")
 
 
 def _wrong_base(error: BaseException, settings: Settings) -> Problem | None:
@@ -132,6 +133,8 @@ def _wrong_base(error: BaseException, settings: Settings) -> Problem | None:
         return Problem("start_from", str(error), hint="Choose a LoRA file that was made for this base, or none.")
     if not isinstance(error, ModelError):
         return None
+    if not _is_training(settings):
+        return Problem("captioner", str(error))
     return Problem("base_model", str(error), hint="Choose another base model: a whole SD1, SD2 or SDXL checkpoint.")
 
 
@@ -239,6 +242,10 @@ def _lower_rate(settings: Settings) -> Problem:
     lower = f"Lower it to {rate / 3:.1g}" if rate and _highest_rate(settings) else "Take AdamW with learning_rate 1e-4"
     message = f"({rate:g}) is too high: the loss swings." if rate else "is too high: the loss swings."
     return Problem(field, message, "warning", f"{lower}, or use a step saved before it began.")
+
+
+def _is_training(settings: Settings) -> bool:
+    return "input_dir" not in settings
 
 
 def _rate(settings: Settings) -> tuple[str, float]:
