@@ -33,10 +33,11 @@ def main() -> None:
         if stamp.get("problem"):
             print(stamp["problem"])
         return
-    missing = [name for name in PINS if versions[name] is None]
-    problem = install(missing) if missing else ""
-    if not problem:
-        versions = read_versions()
+    problem = ""
+    if missing := [name for name in PINS if versions[name] is None]:
+        problem = install(missing)
+        versions = read_versions()  # not pip's verdict: it complains of others' packages, too
+    if all(versions[name] for name in PINS):
         problem = try_packages(versions)
         stamp = {"python": sys.prefix, "versions": versions, "problem": problem}
         STAMP.write_text(json.dumps(stamp, indent=2), encoding="utf-8")

@@ -34,8 +34,11 @@ python -m lora_trainer COMMAND
   demo                       see it work: trains a small LoRA on pictures that come along
   train --config FILE.yaml   train, or continue a training that was interrupted
   check --config FILE.yaml   show problems and the plan, train nothing
+  caption --input DIR        write first captions for a folder of pictures
   inspect FILE.safetensors   show what is in a LoRA file, and test it
-  list TABLE                 models, adapters, optimizers, schedules or presets
+  grid --base B --prompt P   draw with LoRAs at rising weights, and say which weight to take
+  merge, resize, split       make new LoRA files from old ones
+  list TABLE                 models, adapters, optimizers, schedules, captioners or presets
   control FOLDER REQUEST     stop, pause, continue, save or sample a training that runs elsewhere
   setup                      install what is needed, and show it
   test                       run the project's tests; --host {" or ".join(HOSTS)} with a WebUI's versions

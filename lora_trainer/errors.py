@@ -6,6 +6,7 @@ show the same text.
     LoraTrainerError
     ├── ConfigError           the settings; carries every problem found
     ├── DatasetError          the pictures and captions
+    │   └── TruncatedPictureError
     ├── ModelError            the checkpoint
     │   └── UnsupportedModelError
     ├── AdapterError          a LoRA file
@@ -62,6 +63,10 @@ class ConfigError(LoraTrainerError):
 
 class DatasetError(LoraTrainerError):
     """Nothing usable is left of the pictures, or one of them changed while it was needed."""
+
+
+class TruncatedPictureError(DatasetError):
+    """The file of a picture ends before its pixels do."""
 
 
 class ModelError(LoraTrainerError):

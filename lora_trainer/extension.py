@@ -1,6 +1,6 @@
-"""The composition root inside a WebUI: finds the host, builds the services once a process, and gives the WebUI our tab.
+"""The composition root inside a WebUI: finds the host, builds the services, and gives the WebUI our tab, settings and routes.
 
-The services outlive "Reload UI", which runs our script anew: the queue goes on working, and the new page shows it. Nothing here
+Host and queue outlive "Reload UI", which runs our script anew: the queue goes on working, and the new page shows it. Nothing here
 imports diffusers, peft or transformers, or anything of ours that is not needed to show the tab.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer import __version__
+from lora_trainer.host.base import Host
 from lora_trainer.host.table import find_host
 
 if TYPE_CHECKING:
@@ -41,14 +42,18 @@ def register() -> None:
 
 
 @functools.cache
+def host() -> Host:
+    """Returns the WebUI that we live in; one object for the life of the process, since it knows who of us holds the lock."""
+    return find_host()
+
+
 def services() -> Services:
-    """Returns what the page and the API work with; the same for the life of the process."""
+    """Returns what the page and the API work with. A new data folder, chosen on the settings page, takes effect here."""
     from lora_trainer.dataset.library import DatasetLibrary
-    from lora_trainer.jobs import JobQueue
+    from lora_trainer.jobs import open_queue
     from lora_trainer.ui.services import Services
 
-    host = find_host()
-    return Services(host=host, queue=JobQueue(host), library=DatasetLibrary(host.folders().datasets))
+    return Services(host=host(), queue=open_queue(host()), library=DatasetLibrary(host().folders().datasets))
 
 
 def add_settings() -> None:
@@ -105,7 +110,7 @@ def make_report(error: str) -> str:
     """Returns the versions of all that takes part, and the error."""
     lines = [
         f"LoRA Trainer {__version__}",
-        f"host: {_try(lambda: find_host().title)}",
+        f"host: {_try(lambda: host().title)}",
         f"system: {platform.platform()}, Python {platform.python_version()}",
         *(f"{name}: {_try(lambda name=name: importlib.metadata.version(name))}" for name in PACKAGES),  # type: ignore[misc]
         f"started with: {' '.join(word for word in sys.argv[1:] if word.startswith('--'))}",

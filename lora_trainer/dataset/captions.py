@@ -29,6 +29,23 @@ class Captions:
     problems: list[Problem] = field(default_factory=list)
 
 
+@dataclass
+class Source:
+    """A kind of place where captions stand.
+
+    Attributes:
+        label: what a user calls it: ".txt", "metadata.csv".
+        captions: by the picture's name; an empty one says that there is a place for it.
+        paths: the file that each of them stands in.
+        tables: all tables of the kind that can be read, where it is one.
+    """
+
+    label: str
+    captions: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
+    tables: list[Path] = field(default_factory=list)
+
+
 def read_captions(folder: Path, names: Sequence[str], files: Iterable[str], metadata_path: Path | None = None) -> Captions:
     """Returns the captions of pictures.
 
@@ -44,19 +61,31 @@ def read_captions(folder: Path, names: Sequence[str], files: Iterable[str], meta
     Raises:
         DatasetError: the table at `metadata_path` cannot be read.
     """
-    captions = Captions()
-    sources: list[tuple[str, dict[str, str]]] = []
+    sources, problems = read_sources(folder, names, files, metadata_path)
+    merged = merge_sources(names, sources)
+    return Captions(merged.by_name, problems + merged.problems)
+
+
+def read_sources(
+    folder: Path, names: Sequence[str], files: Iterable[str], metadata_path: Path | None = None
+) -> tuple[list[Source], list[Problem]]:
+    """Returns all places where the captions of pictures stand, the one that counts first, and what was doubtful in them.
+
+    Arguments and errors are those of `read_captions`.
+    """
+    problems: list[Problem] = []
+    sources = []
     if metadata_path is not None:
-        sources.append((metadata_path.name, _match(read_table(metadata_path), metadata_path.name, names, "", captions.problems)))
+        matched = _match(read_table(metadata_path), metadata_path.name, names, "", problems)
+        sources.append(Source(metadata_path.name, matched, dict.fromkeys(matched, metadata_path)))
     files = list(files)
     for suffix in SIDECAR_SUFFIXES:
-        sources.append((suffix, _read_sidecars(folder, names, files, suffix, captions.problems)))
+        sources.append(_read_sidecars(folder, names, files, suffix, problems))
     for table_name in TABLE_NAMES:
         tables = [name for name in files if PurePosixPath(name).name.lower() == table_name]
         tables = [name for name in tables if metadata_path is None or not _is_same_file(folder / name, metadata_path)]
-        sources.append((table_name, _read_tables(folder, names, tables, captions.problems)))
-    _merge(names, sources, captions)
-    return captions
+        sources.append(_read_tables(folder, names, tables, table_name, problems))
+    return sources, problems
 
 
 def vary_caption(
@@ -88,9 +117,9 @@ def vary_caption(
     return ", ".join(kept + (shuffled(others, rng) if shuffle else others))
 
 
-def _read_sidecars(folder: Path, names: Sequence[str], files: list[str], suffix: str, problems: list[Problem]) -> dict[str, str]:
+def _read_sidecars(folder: Path, names: Sequence[str], files: list[str], suffix: str, problems: list[Problem]) -> Source:
     by_stem = {_stem(name): name for name in files if PurePosixPath(name).suffix.lower() == suffix}
-    found: dict[str, str] = {}
+    source = Source(suffix)
     users: dict[str, list[str]] = {}
     texts: dict[str, str] = {}
     for name in names:
@@ -100,7 +129,7 @@ def _read_sidecars(folder: Path, names: Sequence[str], files: list[str], suffix:
         users.setdefault(sidecar, []).append(name)
         if sidecar not in texts:
             texts[sidecar] = _read_sidecar(folder / sidecar, sidecar, problems)
-        found[name] = texts[sidecar]
+        source.captions[name], source.paths[name] = texts[sidecar], folder / sidecar
     for sidecar, shared in users.items():
         if len(shared) > 1:
             problems.append(
@@ -108,7 +137,7 @@ def _read_sidecars(folder: Path, names: Sequence[str], files: list[str], suffix:
                     sidecar, f"is the caption of {len(shared)} pictures: {examples(shared)}.", "warning", "Rename all but one."
                 )
             )
-    return found
+    return source
 
 
 def _read_sidecar(path: Path, name: str, problems: list[Problem]) -> str:
@@ -122,8 +151,8 @@ def _read_sidecar(path: Path, name: str, problems: list[Problem]) -> str:
     return clean_caption(text)
 
 
-def _read_tables(folder: Path, names: Sequence[str], tables: list[str], problems: list[Problem]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _read_tables(folder: Path, names: Sequence[str], tables: list[str], label: str, problems: list[Problem]) -> Source:
+    source = Source(label)
     # The table nearest to a picture counts: those in the deepest folders come first.
     for table in sorted(tables, key=lambda name: (-name.count("/"), name)):
         try:
@@ -131,10 +160,12 @@ def _read_tables(folder: Path, names: Sequence[str], tables: list[str], problems
         except DatasetError as error:
             problems.append(Problem(table, str(error), "warning"))
             continue
+        source.tables.append(folder / table)
         parent = table.rpartition("/")[0]
         for name, caption in _match(rows, table, names, parent, problems).items():
-            found.setdefault(name, caption)
-    return found
+            source.captions.setdefault(name, caption)
+            source.paths.setdefault(name, folder / table)
+    return source
 
 
 def _match(table: Table, label: str, names: Sequence[str], parent: str, problems: list[Problem]) -> dict[str, str]:
@@ -168,11 +199,12 @@ def _match(table: Table, label: str, names: Sequence[str], parent: str, problems
     return {prefix + name: caption for name, (_, caption) in best.items()}
 
 
-def _merge(names: Sequence[str], sources: list[tuple[str, dict[str, str]]], captions: Captions) -> None:
-    """Takes for each picture the first caption that is not empty, and warns where another one differs."""
+def merge_sources(names: Sequence[str], sources: Sequence[Source]) -> Captions:
+    """Returns for each picture the first caption that is not empty, with a warning where another one differs."""
+    captions = Captions()
     differing: dict[tuple[str, str], list[str]] = {}
     for name in names:
-        told = [(label, found[name]) for label, found in sources if found.get(name)]
+        told = [(source.label, source.captions[name]) for source in sources if source.captions.get(name)]
         if not told:
             continue
         captions.by_name[name] = told[0][1]
@@ -188,6 +220,7 @@ def _merge(names: Sequence[str], sources: list[tuple[str, dict[str, str]]], capt
                 "Remove the captions that are not meant.",
             )
         )
+    return captions
 
 
 def examples(names: Sequence[str]) -> str:

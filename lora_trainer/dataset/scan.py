@@ -105,7 +105,7 @@ def scan_dataset(
         DatasetError: the folder or the table cannot be read, or no picture can be used.
     """
     files = list_files(train_data_dir)
-    names = [name for name in files if _is_picture(name)]
+    names = picture_names(files)
     captions = read_captions(train_data_dir, names, files, metadata_path)
     problems = list(captions.problems)
     problems += _foreign_pictures(files)
@@ -140,7 +140,12 @@ def find_pictures(folder: Path) -> list[Path]:
     Raises:
         DatasetError: the folder cannot be read.
     """
-    return [folder / name for name in list_files(folder) if _is_picture(name)]
+    return [folder / name for name in picture_names(list_files(folder))]
+
+
+def picture_names(files: Iterable[str]) -> list[str]:
+    """Returns those of the files that are pictures by their names."""
+    return [name for name in files if _is_picture(name)]
 
 
 def list_files(folder: Path) -> list[str]:

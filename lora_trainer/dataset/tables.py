@@ -24,10 +24,27 @@ TABLE_SUFFIXES = (".jsonl", ".csv")
 
 
 class Row(NamedTuple):
-    """A line of a table: the picture's name as it is written there, and its caption."""
+    """A row of a table.
+
+    Attributes:
+        name: the picture's, as it is written there.
+        caption: cleaned, see `clean_caption`.
+        first, end: the lines of the file that the row takes, counted from 0; `end` is the one after its last.
+    """
 
     name: str
     caption: str
+    first: int
+    end: int
+
+
+class Columns(NamedTuple):
+    """How a CSV file is laid out: what separates the cells, where name and caption are, and how many cells a row has."""
+
+    delimiter: str
+    name: int
+    caption: int
+    num_cells: int
 
 
 @dataclass(frozen=True)
@@ -38,11 +55,13 @@ class Table:
         rows: in the order of the file.
         faults: what could not be understood, each as "line 7: ...".
         encoding: the encoding when it was neither UTF-8 nor UTF-16, else "".
+        columns: of a CSV file; None for JSON lines, and for a CSV file without a row.
     """
 
     rows: tuple[Row, ...]
     faults: tuple[str, ...]
     encoding: str
+    columns: Columns | None = None
 
 
 def read_table(path: Path) -> Table:
@@ -53,9 +72,20 @@ def read_table(path: Path) -> Table:
     """
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DatasetError(f"{path} is no caption table: its name must end in {' or '.join(TABLE_SUFFIXES)}.")
-    text, encoding = read_text(path)
-    rows, faults = _read_jsonl(text) if path.suffix.lower() == ".jsonl" else _read_csv(text, path)
-    return Table(tuple(rows), tuple(faults), encoding)
+    return parse_table(*read_text(path), path)
+
+
+def parse_table(text: str, encoding: str, path: Path) -> Table:
+    """Returns `read_table` of a file's text; `path` tells its kind, and names it in errors.
+
+    Raises:
+        DatasetError: its header names no caption column.
+    """
+    if path.suffix.lower() == ".jsonl":
+        rows, faults = _read_jsonl(text)
+        return Table(tuple(rows), tuple(faults), encoding)
+    rows, faults, columns = _read_csv(text, path)
+    return Table(tuple(rows), tuple(faults), encoding, columns)
 
 
 def read_text(path: Path) -> tuple[str, str]:
@@ -80,8 +110,12 @@ def read_text(path: Path) -> tuple[str, str]:
 
 
 def clean_caption(text: str) -> str:
-    """Returns the caption without space around it and without NUL characters; line breaks inside stay."""
-    return text.replace("\0", "").strip()
+    """Returns the caption as every kind of file keeps it: no space around it, line breaks as "\\n".
+
+    NUL and the byte-order mark, which is no text, are left out. Half a surrogate pair, which no encoding writes, becomes "?".
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").replace("\ufeff", "")
+    return text.encode("utf-8", "replace").decode("utf-8").strip()
 
 
 def normal(name: str) -> str:
@@ -153,7 +187,7 @@ def _read_jsonl(text: str) -> tuple[list[Row], list[str]]:
             missing = f"one of {', '.join(NAME_COLUMNS if name is None else CAPTION_COLUMNS)}"
             faults.append(f"line {number}: lacks {missing} with text")
             continue
-        rows.append(Row(name, clean_caption(caption)))
+        rows.append(Row(name, clean_caption(caption), number - 1, number))
     return rows, faults
 
 
@@ -161,12 +195,14 @@ def _first_text(entry: dict[str, object], keys: tuple[str, ...]) -> str | None:
     return next((value for key in keys if isinstance(value := entry.get(key), str)), None)
 
 
-def _read_csv(text: str, path: Path) -> tuple[list[Row], list[str]]:
+def _read_csv(text: str, path: Path) -> tuple[list[Row], list[str], Columns | None]:
     delimiter = _delimiter(text)
     rows: list[Row] = []
     faults: list[str] = []
-    columns: tuple[int, int] | None = None
-    for line, cells in _csv_lines(text, delimiter):
+    columns: Columns | None = None
+    end = 0
+    for line, cells in csv_lines(text, delimiter):
+        first, end = end, line
         if isinstance(cells, csv.Error):
             faults.append(f"line {line}: {cells}")
             continue
@@ -174,18 +210,19 @@ def _read_csv(text: str, path: Path) -> tuple[list[Row], list[str]]:
             continue
         if columns is None:
             header = _header_columns(cells, path)
-            columns, num_columns = header or (0, 1), len(cells) if header else 2
+            columns = Columns(delimiter, *(header or (0, 1)), len(cells) if header else 2)
             if header:
                 continue
-        row = _csv_row(cells, columns, num_columns, delimiter)
-        if isinstance(row, Row):
-            rows.append(row)
+        found = split_csv_row(cells, columns)
+        if isinstance(found, str):
+            faults.append(f"line {line}: {found}")
         else:
-            faults.append(f"line {line}: {row}")
-    return rows, faults
+            rows.append(Row(found[columns.name].strip(), _unquoted(found[columns.caption]), first, end))
+    return rows, faults, columns
 
 
-def _csv_lines(text: str, delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+def csv_lines(text: str, delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Yields of each row the number of lines up to its end, and its cells or what is wrong with it."""
     # Strict: otherwise a quote that is never closed would quietly take the rest of the file into one caption.
     reader = csv.reader(io.StringIO(text.replace("\0", ""), newline=""), delimiter=delimiter, strict=True)
     while True:
@@ -227,16 +264,19 @@ def _column_name(cell: str) -> str:
     return cell.strip().strip('"').strip().lower()
 
 
-def _csv_row(cells: list[str], columns: tuple[int, int], num_columns: int, delimiter: str) -> Row | str:
-    name_at, caption_at = columns
-    if len(cells) <= max(columns):
-        return f"has {len(cells)} of {num_columns} cells"
-    if len(cells) > num_columns:
-        if caption_at != num_columns - 1:
-            return f"has {len(cells)} cells for {num_columns} columns; put the caption in quotes"
+def split_csv_row(cells: list[str], columns: Columns) -> list[str] | str:
+    """Returns the cells of a row, one for each column, or what is wrong with it."""
+    if len(cells) <= max(columns.name, columns.caption):
+        return f"has {len(cells)} of {columns.num_cells} cells"
+    if len(cells) > columns.num_cells:
+        if columns.caption != columns.num_cells - 1:
+            return f"has {len(cells)} cells for {columns.num_cells} columns; put the caption in quotes"
         # A caption with commas and no quotes: it is the last column, so the rest of the line is its own.
-        cells = [*cells[:caption_at], delimiter.join(cells[caption_at:])]
-    caption = cells[caption_at]
+        return [*cells[: columns.caption], columns.delimiter.join(cells[columns.caption :])]
+    return cells
+
+
+def _unquoted(caption: str) -> str:
     if caption.startswith(" ") and caption.strip().startswith('"') and caption.strip().endswith('"'):
         caption = caption.strip()[1:-1].replace('""', '"')  # a space before the quotes hides them from the csv module
-    return Row(cells[name_at].strip(), clean_caption(caption))
+    return clean_caption(caption)

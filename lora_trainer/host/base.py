@@ -87,6 +87,9 @@ class Lease(Protocol):
     def is_waited_for(self) -> bool:
         """Whether the owner waits for the device now."""
 
+    def claim(self) -> bool:
+        """Takes the device for the job alone, to the end, after memory ran out. Returns whether the owner's models left it."""
+
     def show(self, done: int, total: int) -> None:
         """Tells the owner's own progress display how far the job is; called before each step.
 
@@ -108,6 +111,9 @@ class OwnDevice:
             back()
 
     def is_waited_for(self) -> bool:
+        return False
+
+    def claim(self) -> bool:
         return False
 
     def show(self, done: int, total: int) -> None:

@@ -29,12 +29,9 @@ def add_settings(captioners: Sequence[str]) -> None:
     def add(name: str, default: Any, label: str, help: str, **more: Any) -> None:
         shared.opts.add_option(name, shared.OptionInfo(default, label, section=SECTION, **more).info(help))
 
-    add(
-        DATA_DIR,
-        "",
-        "Folder of data sets, runs and cache",
-        f"empty for lora_trainer in the WebUI's data folder; the flag --{DATA_DIR.replace('_', '-')} goes before it",
-    )
+    flag = "--" + DATA_DIR.replace("_", "-")
+    help = f"empty for lora_trainer in the WebUI's data folder; the flag {flag} goes before it; takes effect after Reload UI"
+    add(DATA_DIR, "", "Folder of data sets, runs and cache", help)
     add(SECOND_LORA_DIR, "", "Second folder for finished LoRA files", "a copy goes there for another extension; empty for none")
     choices = {"choices": ["", *captioners]}
     add(CAPTIONER, "", "Captioner", "empty for the best that is there", component=gradio.Dropdown, component_args=choices)

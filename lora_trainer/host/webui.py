@@ -9,7 +9,7 @@ import gc
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,9 @@ class WebUI(ABC):
         self.wait_for_start()
         lease = WebUILease(self, title)
         try:
-            lease.take()
-            yield lease
+            with _current_device():
+                lease.take()
+                yield lease
         except BaseException as error:
             _clear_frames(error)
             raise
@@ -117,11 +118,11 @@ class WebUI(ABC):
         """Whether the card has room for the WebUI's model and a generation beside what was used since the job took the device."""
         import torch
 
-        device = torch.device(shared.device)
-        if device.type != "cuda":
-            return bool(device.type == "cpu")  # Apple's memory is shared with everything else, so nothing is free for sure
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
-        return bool(torch.cuda.mem_get_info(device)[0] + unused >= self._model_bytes() + GENERATION_BYTES)
+        if torch.device(shared.device).type != "cuda":
+            # Apple's memory is shared with everything else, so nothing is free for sure.
+            return bool(torch.device(shared.device).type == "cpu")
+        unused = torch.cuda.memory_reserved() - torch.cuda.max_memory_allocated()
+        return bool(torch.cuda.mem_get_info()[0] + unused >= self._model_bytes() + GENERATION_BYTES)
 
     def _model_bytes(self) -> int:
         model = sd_models.model_data.sd_model
@@ -154,8 +155,8 @@ class WebUI(ABC):
 class WebUILease:
     """See `base.Lease`. Until the first step the lock is held; then it is known whether both models fit.
 
-    If they do, the WebUI has its model and its lock back, and the lock is taken only to build and to move. If not, it is held to
-    the end, but for the moments in which we give way.
+    If they do, the WebUI has its model and its lock back, and the lock is taken only to build and to move. If not, or if memory
+    runs out later, it is held to the end, but for the moments in which we give way.
     """
 
     def __init__(self, host: WebUI, title: str) -> None:
@@ -187,6 +188,12 @@ class WebUILease:
 
     def is_waited_for(self) -> bool:
         return self._holds and self._lock.is_waited_for()
+
+    def claim(self) -> bool:
+        if self._holds:
+            return False
+        self.take()
+        return True
 
     def show(self, done: int, total: int) -> None:
         self._num_shown += 1
@@ -235,7 +242,15 @@ class WebUILease:
         import torch
 
         if torch.device(shared.device).type == "cuda":
-            torch.cuda.reset_peak_memory_stats(shared.device)
+            torch.cuda.reset_peak_memory_stats()
+
+
+def _current_device() -> AbstractContextManager[object]:
+    """Within it the WebUI's card, which --device-id chooses, is this thread's current one, which "auto" means in training."""
+    import torch
+
+    device = torch.device(shared.device)
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _clear_frames(error: BaseException) -> None:

@@ -52,7 +52,7 @@ def diagnose_error(error: BaseException, settings: Settings) -> list[Problem]:
         settings: of the job, by name, as far as they are known.
     """
     if isinstance(error, ConfigError):
-        return list(error.problems)
+        return [problem for problem in error.problems if problem.severity == "error"] or list(error.problems)
     for cause in _causes(error):
         for rule in _RULES:
             problem = rule(cause, settings)

@@ -43,7 +43,7 @@ def train_config(settings: Mapping[str, Any], host: Host, *, title: str = "", fo
         if name not in values:
             continue
         try:
-            values[name] = _confine(name, values[name], roots[name])
+            values[name] = _confine(name, values.pop(name), roots[name])
         except ConfigError as error:
             problems += error.problems
     values.setdefault("cache_dir", folders.cache)

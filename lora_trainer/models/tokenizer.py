@@ -2,7 +2,7 @@
 
 One tokenizer serves every text encoder in use. It is built from the vocabulary beside this file with the `tokenizers` package
 alone, so that the ids do not change with the version of transformers. Source: CLIP, arXiv 2103.00020, its byte-pair encoding.
-No torch: counting tokens is cheap.
+No torch, and the package is imported at the first text: the page counts tokens, too.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import html
 import json
 import unicodedata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 TOKENIZER_DIR = Path(__file__).with_name("clip_tokenizer")
 """Vocabulary, merges and configuration as transformers' `CLIPTokenizer.from_pretrained` reads them."""
@@ -69,6 +71,8 @@ def frame_chunk(tokens: list[int], pad_token: int) -> list[int]:
 @functools.lru_cache(maxsize=1)
 def load_tokenizer() -> Tokenizer:
     """Returns the tokenizer, read once."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
     with open(TOKENIZER_DIR / "vocab.json", encoding="utf-8") as file:
         vocabulary = json.load(file)
     with open(TOKENIZER_DIR / "merges.txt", encoding="utf-8") as file:

@@ -173,6 +173,8 @@ class Trainer:
                     raise
             # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
             self.optimizer.zero_grad(set_to_none=True)
+            if self.lease.claim():
+                continue
             try:
                 self.ladder.step_down(step)
             except TrainingError:

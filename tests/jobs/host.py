@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -21,6 +22,8 @@ class FolderHost:
         self.history: list[str] = []
         self.num_borrowers = 0
         self.on_wait: Callable[[], None] | None = None
+        self.on_step: dict[int, Callable[[], object]] = {}
+        self.thread_names: set[str] = set()
 
     def folders(self) -> Folders:
         return Folders(self.root / "data", self.root / "models" / "Lora", self.second_lora_dir)
@@ -53,7 +56,10 @@ class FolderHost:
 
 
 class FolderLease:
-    """While `on_wait` is set, the owner wants the device between two steps; it is called while he has it."""
+    """While `on_wait` is set, the owner wants the device between two steps; it is called while he has it.
+
+    What `on_step` holds for a number of steps is called when so many are done, in the thread that trains.
+    """
 
     def __init__(self, host: FolderHost) -> None:
         self._host = host
@@ -75,4 +81,5 @@ class FolderLease:
         back()
 
     def show(self, done: int, total: int) -> None:
-        pass
+        self._host.thread_names.add(threading.current_thread().name)
+        self._host.on_step.pop(done, lambda: None)()
