@@ -24,7 +24,17 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 MAX_PIXELS = 89_478_485
 
 # Without this list Pillow would also try formats that start other programs, such as PostScript.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF")
+_FORMATS = {
+    "PNG": ".png",
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "WEBP": ".webp",
+    "BMP": ".bmp",
+    "DIB": ".bmp",
+    "GIF": ".gif",
+    "TIFF": ".tif",
+    "AVIF": ".avif",
+}
 _MOVING_FORMATS = ("PNG", "WEBP", "GIF", "AVIF")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _WIDE_GREY_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -143,6 +153,15 @@ def read_size(path: Path) -> tuple[int, int]:
             return (height, width) if _orientation(image) >= 5 else (width, height)
     except OSError as error:
         raise DatasetError(_unreadable(path, error)) from error
+
+
+def usual_suffix(path: Path) -> str:
+    """Returns the suffix that goes with a picture's content, such as ".jpg".
+
+    Raises:
+        DatasetError: the header cannot be read.
+    """
+    return _FORMATS[str(_open(io.BytesIO(read_bytes(path)), path).format)]
 
 
 def examine(path: Path) -> PictureFacts:
