@@ -146,18 +146,19 @@
         }
     }
 
-    // Opens whatever hides a field, and puts the cursor there.
-    function goTo(name) {
-        const field = byId(`lora_trainer_train_${name}`);
-        if (!field) return;
-        const section = field.closest("[id^=lora_trainer_train_section_]");
-        const opener = section && section.querySelector(".label-wrap");
-        if (opener && field.offsetParent === null) opener.click();
+    // Opens what is folded around a field, and puts the cursor there. gradio 6 makes a field only when it is seen first.
+    function goTo(name, section) {
+        const id = `lora_trainer_train_${name}`;
+        const isSeen = byId(id) && byId(id).offsetParent !== null;
+        const opener = section && byId(section) && byId(section).querySelector(".label-wrap");
+        if (!isSeen && opener) opener.click();
         window.setTimeout(() => {
+            const field = byId(id);
+            if (!field) return;
             field.scrollIntoView({block: "center"});
             const input = field.querySelector("input, textarea");
             if (input) input.focus();
-        }, 50);
+        }, 150);
     }
 
     async function copy(text) {
@@ -213,7 +214,7 @@
         if (presser) press(presser.dataset.press);
         else if (card) toggle(card);
         else if (job) choose(job);
-        else if (field) goTo(field.dataset.field);
+        else if (field) goTo(field.dataset.field, field.dataset.section);
         else if (event.target.closest("#lora_trainer_dataset_select_all")) selectAll();
     });
     document.addEventListener("keydown", (event) => {

@@ -14,9 +14,10 @@ import gradio as gr
 
 from lora_trainer.config.parse import read_value
 from lora_trainer.config.presets import Preset
-from lora_trainer.config.schema import FieldInfo, default_of, field_infos
+from lora_trainer.config.schema import SECTIONS, FieldInfo, default_of, field_infos
 from lora_trainer.ui.compat import unsaved
 
+FIRST = ("base_model", "train_data_dir", "output_name", "trigger_words")
 MAIN = ("resolution", "lora_rank", "batch_size", "epochs", "learning_rate")
 NONE = "none"
 
@@ -24,6 +25,12 @@ NONE = "none"
 def element_id(name: str) -> str:
     """Returns the id of a field's widget, by which the script finds it."""
     return f"lora_trainer_train_{name}"
+
+
+def section_id(name: str) -> str:
+    """Returns the id of the section that is folded around a field; "" for those always in view."""
+    section = field_infos()[name].section
+    return "" if name in (*FIRST, *MAIN) else f"lora_trainer_train_section_{SECTIONS.index(section)}"
 
 
 def label_of(name: str) -> str:

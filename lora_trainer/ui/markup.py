@@ -51,21 +51,22 @@ def notice(content: str) -> str:
     return box(content, "message", role="status")
 
 
-def problem_list(problems: Iterable[Problem], labels: Mapping[str, str] | None = None) -> str:
-    """Returns findings as a list. Those of a field bear its name, by which the script puts them beside it.
+def problem_list(problems: Iterable[Problem], fields: Mapping[str, tuple[str, str]] | None = None) -> str:
+    """Returns findings as a list. Those of a field bear its name, by which the script puts them beside it and leads there.
 
     Args:
         problems: in the order of showing.
-        labels: what fields are called on the page, by name.
+        fields: the label of each field of the page, and the id of what is folded around it or "", by name.
     """
-    labels = labels or {}
+    fields = fields or {}
     items = []
     for problem in problems:
-        label = labels.get(problem.field, problem.field)
-        subject = f"<strong>{word(label) if problem.field in labels else escape(label)}</strong> " if label else ""
+        label, section = fields.get(problem.field, (problem.field, ""))
+        is_field = problem.field in fields
+        subject = f"<strong>{word(label) if is_field else escape(label)}</strong> " if label else ""
         text = escape(" ".join(part for part in (problem.message, problem.hint) if part))
-        field = f' data-field="{escape(problem.field)}"' if problem.field in labels else ""
-        items.append(f'<li class="lora_trainer_{problem.severity}"{field}>{subject}<span>{text}</span></li>')
+        marks = f' data-field="{escape(problem.field)}" data-section="{escape(section)}"' if is_field else ""
+        items.append(f'<li class="lora_trainer_{problem.severity}"{marks}>{subject}<span>{text}</span></li>')
     return f'<ul class="lora_trainer_problems">{"".join(items)}</ul>' if items else ""
 
 

@@ -131,14 +131,17 @@ class RunsPart:
         jobs = self.services.queue.list()
         job = next((job for job in jobs if job.id == values["chosen"]), None) or _first_to_show(jobs)
         pieces: dict[str, Any] = {"jobs": draw_jobs(jobs, job.id if job else "")}
-        pieces |= self._describe(job, values.get("scrubber")) if job else dict(_NO_JOB)
         drawn = values.get("drawn") or {}
+        pieces |= self._describe(job, values.get("scrubber"), drawn) if job else dict(_NO_JOB)
         hashes = {name: _digest(piece) for name, piece in pieces.items()}
         changed = {name: _as_update(name, piece) for name, piece in pieces.items() if drawn.get(name) != hashes[name]}
         return {**changed, "chosen": job.id if job else "", "drawn": hashes}
 
-    def _describe(self, job: JobView, sample: Any) -> dict[str, Any]:
-        """Returns every piece of one job: HTML, or a mapping of a component's properties."""
+    def _describe(self, job: JobView, sample: Any, drawn: Mapping[str, str]) -> dict[str, Any]:
+        """Returns every piece of one job: HTML, or a mapping of a component's properties.
+
+        A new sample is shown at once; between two the user may look at older ones.
+        """
         curve = self.curves.read(job.id)
         steps = sorted({step for step, _ in job.samples})
         pieces: dict[str, Any] = {
@@ -150,9 +153,9 @@ class RunsPart:
             "use": {"visible": bool(self._prompt(job))},
             "clone": {"visible": job.kind == "train"},
         }
-        index = len(steps) if sample is None or not steps else max(1, min(len(steps), int(sample)))
-        pieces["scrubber"] = {"visible": len(steps) > 1, "maximum": max(2, len(steps))}
-        pieces["samples"] = self._draw_samples(job, steps[index - 1]) if steps else ""
+        pieces["scrubber"] = {"visible": len(steps) > 1, "maximum": max(2, len(steps)), "value": max(1, len(steps))}
+        is_known = drawn.get("scrubber") == _digest(pieces["scrubber"])
+        pieces["samples"] = self._draw_samples(job, _step_at(steps, sample if is_known else len(steps))) if steps else ""
         for name, _, statuses in COMMANDS:
             fits = job.status in statuses and (job.kind == "train" or name not in TRAINING_ONLY)
             pieces[f"button_{name}"] = {"visible": fits}
@@ -163,7 +166,7 @@ class RunsPart:
         steps = sorted({step for step, _ in job.samples})
         if not steps:
             return {}
-        return {"samples": self._draw_samples(job, steps[max(1, min(len(steps), int(values["scrubber"]))) - 1])}
+        return {"samples": self._draw_samples(job, _step_at(steps, values["scrubber"]))}
 
     def _command(self, values: dict[str, Any], command: str) -> dict[str, Any]:
         self.services.queue.command(values["chosen"], command)
@@ -265,6 +268,11 @@ def _job_row(job: JobView, is_chosen: bool) -> str:
         f'<button type="button" class="lora_trainer_job" data-job="{escape(job.id)}" aria-pressed="{str(is_chosen).lower()}">'
         f"<strong>{escape(job.title)}</strong>{status}<small>{when}</small><small>{where}</small>{bar}</button>"
     )
+
+
+def _step_at(steps: list[int], place: Any) -> int:
+    """Returns the step at a place of the scrubber, which counts from 1."""
+    return steps[max(1, min(len(steps), int(place or 1))) - 1]
 
 
 def _first_to_show(jobs: list[JobView]) -> JobView | None:

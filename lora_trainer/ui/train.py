@@ -15,14 +15,13 @@ from lora_trainer.dataset.overview import Overview, read_overview
 from lora_trainer.errors import ConfigError, DatasetError, Problem
 from lora_trainer.ui import estimate, markup
 from lora_trainer.ui.compat import listen, unsaved, uploaded
-from lora_trainer.ui.form import MAIN, build_widget, fill, label_of, preset_updates, read_values
+from lora_trainer.ui.form import FIRST, MAIN, build_widget, fill, label_of, preset_updates, read_values, section_id
 from lora_trainer.ui.markup import escape, word
 from lora_trainer.ui.services import Services
 
 if TYPE_CHECKING:
     from lora_trainer.ui.page import Page
 
-FIRST = ("base_model", "train_data_dir", "output_name", "trigger_words")
 USUAL_PRESET = "style"
 HELD_BACK = "0.1"
 DOWNLOAD = "(text) => { if (text) window.loraTrainer.download('lora_trainer.yaml', text); }"
@@ -152,7 +151,7 @@ class TrainPart:
         )
         return {
             "summary": markup.box(summary, "summary", aria_live="polite"),
-            "problems": markup.problem_list(problems, _LABELS),
+            "problems": markup.problem_list(problems, _FIELDS),
             "family": estimate.describe_base(examined.detection),
             "offer": gr.update(visible=may_offer),
         }
@@ -196,7 +195,7 @@ class TrainPart:
         names = [name for name, info in field_infos().items() if info.section == section and name not in (*FIRST, *MAIN)]
         if not names:
             return
-        folded = gr.Accordion(section, open=False, elem_id=f"lora_trainer_train_section_{SECTIONS.index(section)}")
+        folded = gr.Accordion(section, open=False, elem_id=section_id(names[0]))
         with folded, gr.Row(elem_classes="lora_trainer_fields"):
             for name in names:
                 choices = [model.name for model in self.services.host.vaes()] if name == "vae" else None
@@ -272,7 +271,7 @@ class TrainPart:
         number = f"<strong>{len(errors)}</strong>"
         said = f"{word('Nothing was started. To correct:')} {number}. {word('See beside the fields and next to Start.')}"
         return {
-            "problems": markup.problem_list(problems, _LABELS),
+            "problems": markup.problem_list(problems, _FIELDS),
             "message": markup.box(said, "message", "is_error", role="alert"),
         }
 
@@ -325,5 +324,5 @@ class TrainPart:
         return next((model.name for model in self.services.host.checkpoints() if path and model.path == Path(path)), path)
 
 
-_LABELS = {name: label_of(name) for name in field_infos()}
+_FIELDS = {name: (label_of(name), section_id(name)) for name in field_infos()}
 _FIRST_STEPS = f"<p>{word('Choose a base model and a data set; the number of steps appears here.')}</p>"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from lora_trainer.bootstrap import ROOT
+from lora_trainer.config.schema import SECTIONS, field_infos
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 
@@ -139,14 +140,18 @@ def drop_files(page: Any, paths: list[Path]) -> None:
 
 
 def show_part(page: Any, title: str) -> None:
-    page.locator("#lora_trainer_parts button", has_text=title).first.click()
+    # gradio 6 keeps a copy of the tabs to measure them, without their role.
+    page.locator("#lora_trainer_parts button[role=tab], #lora_trainer_parts .tab-nav > button", has_text=title).first.click()
 
 
 def set_field(page: Any, name: str, value: object) -> None:
     """Types into a field of the part Train, opening the section that holds it."""
     field = page.locator(f"#lora_trainer_train_{name}").locator("input, textarea").first
     if not field.is_visible():
-        page.evaluate("(name) => window.loraTrainer.goTo(name)", name)
+        page.evaluate(
+            "([name, section]) => window.loraTrainer.goTo(name, section)",
+            [name, f"lora_trainer_train_section_{SECTIONS.index(field_infos()[name].section)}"],
+        )
         field.wait_for(state="visible")
     field.fill(str(value))
 

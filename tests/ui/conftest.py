@@ -10,7 +10,6 @@ from PIL import Image
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 from lora_trainer.dataset.library import DatasetLibrary
-
 from lora_trainer.host.standalone import Standalone
 from lora_trainer.jobs.queue import JobQueue
 from lora_trainer.ui.services import Services
