@@ -55,12 +55,7 @@ def make_rows(num_pictures: int, clock: float, processors: float) -> list[Row]:
         Row(f"report of {num_pictures} pictures, clock", f"{clock:.1f} s"),
         Row(f"report of {num_pictures} pictures, processor time", f"{processors:.1f} s"),
         Row("processor time of a picture", f"{1000 * processors / num_pictures:.1f} ms"),
-        Row(
-            "report of 1,000 pictures, clock",
-            f"{per_thousand:.1f} s",
-            f"at most {MAX_SECONDS:.0f} s",
-            per_thousand <= MAX_SECONDS,
-        ),
+        Row("report of 1,000 pictures, clock", f"{per_thousand:.1f} s", target, per_thousand <= MAX_SECONDS),
     ]
 
 
