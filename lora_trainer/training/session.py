@@ -15,7 +15,9 @@ from lora_trainer.adapters.table import ADAPTERS
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import TrainControl
 from lora_trainer.dataset.cache import TensorStore
+from lora_trainer.dataset.table_writing import format_table
 from lora_trainer.events import Emit, read_events
+from lora_trainer.files import write_bytes
 from lora_trainer.host.base import Lease
 from lora_trainer.inference.generate import GenerateSettings
 from lora_trainer.models.family import ModelSettings, Objective, Tensors, TrainableModel
@@ -172,7 +174,7 @@ class Session:
         return {part: model.lora_targets(part, self.config.target_modules) for part in trained}
 
     def _compare_pictures(self, saved: tuple[TrainState, Tensors, dict[str, Any]] | None) -> None:
-        """Tells when a continued run has other pictures or captions than before."""
+        """Tells when a continued run has other pictures or captions than before, and keeps those of now."""
         before, count, key = self.folder.read_job(), len(self.plan.items), self.plan.data_key
         if saved and before.get("data_key") not in (None, key):
             self.emit(
@@ -181,6 +183,9 @@ class Session:
                 f"{count} now). It goes on from step {saved[0].step} with those of now; --fresh starts over.",
             )
         self.folder.update_job(num_items=count, data_key=key)
+        own = self.plan.held_out if self.config.validation_dir is None else ()  # else they are named in another folder
+        captions = {item.name: item.caption for item in (*self.plan.scan.items, *own)}
+        write_bytes(self.folder.captions_path, format_table(captions, ".csv"))
 
     def _read_start(self, model: TrainableModel, targets: dict[str, list[str]]) -> dict[ModuleName, Tensors]:
         """Returns the weights that the run starts from, {} for new ones; read before the long work of encoding."""

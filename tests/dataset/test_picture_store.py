@@ -1,4 +1,4 @@
-"""Pictures retouched in place, left out and brought back: what each tool does, and that nothing is lost by any."""
+"""Pictures retouched in place: what each tool does, and that nothing is lost by any."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import skimage.data
 from PIL import Image, features
 
 from lora_trainer.dataset.images import open_image
-from lora_trainer.dataset.left_out import bring_back, leave_out, left_out
 from lora_trainer.dataset.picture_store import PictureStore
 from lora_trainer.dataset.retouch import Retouch, apply_table, crop, read_cube, resize, trim_borders
 from lora_trainer.dataset.scan import list_files
@@ -239,25 +238,3 @@ def test_a_table_is_applied_to_a_whole_set(pictures: Path, tmp_path: Path) -> No
     assert len(PictureStore(pictures).retouch(names, apply_table(table), title="one tone").changed) == len(names)
     for name in names:
         assert abs(np.asarray(open_image(pictures / name))[..., 2].mean() - red_before[name]) < 6
-
-
-def test_left_out_pictures_come_back_with_their_captions(pictures: Path) -> None:
-    (pictures / "sub" / "picture.txt").write_text("in a folder", encoding="utf-8")
-    (pictures / "alpha.txt").write_text("水墨", encoding="utf-8")
-    before = bytes_of(pictures)
-    assert leave_out(pictures, ["sub/picture.jpg", "alpha.png", "gone.png", "../set/alpha.png"]).keys() == {
-        "gone.png",
-        "../set/alpha.png",
-    }
-    assert left_out(pictures) == ["alpha.png", "sub/picture.jpg"]
-    assert set(before) - set(list_files(pictures)) == {"sub/picture.jpg", "alpha.png", "alpha.txt"}  # picture.tif uses the other
-    assert bring_back(pictures, ["alpha.png", "sub/picture.jpg", "never.png"]).keys() == {"never.png"}
-    assert bytes_of(pictures) == before and left_out(pictures) == []
-
-
-def test_bringing_back_replaces_nothing(pictures: Path) -> None:
-    leave_out(pictures, ["alpha.png"])
-    noise(9, 9).save(pictures / "alpha.png")
-    assert "another alpha.png" in bring_back(pictures, ["alpha.png"])["alpha.png"]
-    assert open_image(pictures / "alpha.png").size == (9, 9) and left_out(pictures) == ["alpha.png"]
-    assert bring_back(pictures / "sub", ["x.png"]) == {"x.png": "is not left out."}

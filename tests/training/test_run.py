@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 
 from lora_trainer.control import TrainControl
+from lora_trainer.dataset.caption_store import CaptionStore
 from lora_trainer.errors import ConfigError, RunFolderError, TrainingError
 from lora_trainer.events import fold_steps, read_events
 from lora_trainer.run_folder import RunFolder
@@ -210,6 +211,16 @@ def test_job_file_is_json_with_what_a_page_needs(toy_config):
     result, _ = run(toy_config())
     job = json.loads((result.path.parent / "job.json").read_text(encoding="utf-8"))
     assert job["status"] == "finished" and job["step"] == TOTAL_STEPS and job["started_at"] > 0
+
+
+def test_a_run_keeps_its_captions_and_a_set_takes_them_back(toy_config, pictures):
+    config = toy_config(validation_share="0.34", max_train_steps="1")
+    folder = RunFolder(run(config)[0].path.parent)
+    store = CaptionStore(pictures)
+    trained = store.read().captions
+    store.save_all(dict.fromkeys(trained, "spoilt"), None, title="spoil")
+    store.take_table(folder.captions_path)
+    assert store.read().captions == trained
 
 
 def test_an_extended_run_keeps_the_file_that_it_had_finished_with(toy_config):
