@@ -77,7 +77,8 @@ def _build_parser() -> argparse.ArgumentParser:
     command.add_argument("--base", type=Path, metavar="CHECKPOINT", help="also test every key against this base model")
     command = add("list", _list, "Show what can be chosen.")
     command.add_argument("table", choices=TABLES)
-    command = add("control", _control, "Ask a training that runs in another window to stop, pause, continue, save or sample.")
+    help = "Ask a training that runs in another window to stop, discard (stop without saving), pause, continue, save or sample."
+    command = add("control", _control, help)
     command.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="its output_dir")
     command.add_argument("request", choices=COMMANDS)
     from lora_trainer.commands import grid, lora_files  # they use the exit codes above

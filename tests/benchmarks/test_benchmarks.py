@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import caching, grid, memory, precision, step_time
+from benchmarks import caching, captions, grid, memory, precision, quality_report, step_time
 from benchmarks.report import Row, describe_spread, format_section
 from benchmarks.workload import TINY, BareLoop, inject_by_hand, inject_by_peft, load_base, make_batches, make_config
 
@@ -43,6 +43,18 @@ def test_caching(capsys):
     caching.main(["--tiny"])
     found = figures(capsys.readouterr().out)
     assert float(found["caching 4, small VAE"].split()[0]) > 0
+
+
+def test_captions(capsys):
+    captions.main(["--captions", "9"])
+    found = figures(capsys.readouterr().out)
+    assert {"change all, .txt", "undo of all, metadata.csv"} <= found.keys()
+
+
+def test_quality_report(capsys):
+    quality_report.main(["--pictures", "6", "--side", "96"])
+    found = figures(capsys.readouterr().out)
+    assert float(found["processor time of a picture"].split()[0]) > 0
 
 
 def test_precision(capsys):
