@@ -11,6 +11,8 @@ show the same text.
     │   └── UnsupportedModelError
     ├── AdapterError          a LoRA file
     ├── RunFolderError        locked, finished, or other settings than asked
+    ├── JobError              the queue of jobs: unknown, or a command that does not fit
+    ├── HostError             the WebUI that we live in could not do what was asked of it
     ├── MissingPackageError   an optional package; names its pip command
     └── TrainingError         while training
 """
@@ -83,8 +85,16 @@ class RunFolderError(LoraTrainerError):
     """The run folder is in use, or belongs to a run with other settings."""
 
 
+class HostError(LoraTrainerError):
+    """The WebUI cannot do what was asked of it, or failed at it."""
+
+
 class TrainingError(LoraTrainerError):
     """Training cannot go on."""
+
+
+class JobError(LoraTrainerError):
+    """A job is unknown, cannot be queued, or a command does not fit its state."""
 
 
 def pip_command(package: str) -> str:

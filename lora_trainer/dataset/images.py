@@ -11,6 +11,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -23,7 +24,17 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 MAX_PIXELS = 89_478_485
 
 # Without this list Pillow would also try formats that start other programs, such as PostScript.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF")
+_FORMATS = {
+    "PNG": ".png",
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "WEBP": ".webp",
+    "BMP": ".bmp",
+    "DIB": ".bmp",
+    "GIF": ".gif",
+    "TIFF": ".tif",
+    "AVIF": ".avif",
+}
 _MOVING_FORMATS = ("PNG", "WEBP", "GIF", "AVIF")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _WIDE_GREY_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -129,12 +140,28 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         DatasetError: the header cannot be read, or names more than `MAX_PIXELS` pixels.
     """
-    data = read_bytes(path)
-    image = open_header(data, path)
-    if image.format == "TIFF":  # turned by Pillow as its pixels are loaded
-        return _decode(data, path).size
-    width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
+    try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise DatasetError(_empty(path))
+            image = _open(file, path)
+            if image.format == "TIFF":  # turned by Pillow as its pixels are loaded
+                return _decode(read_bytes(path), path).size
+            width, height = image.size
+            if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode all pixels to look behind them
+                return width, height
+            return (height, width) if _orientation(image) >= 5 else (width, height)
+    except OSError as error:
+        raise DatasetError(_unreadable(path, error)) from error
+
+
+def usual_suffix(path: Path) -> str:
+    """Returns the suffix that goes with a picture's content, such as ".jpg".
+
+    Raises:
+        DatasetError: the header cannot be read.
+    """
+    return _FORMATS[str(_open(io.BytesIO(read_bytes(path)), path).format)]
 
 
 def examine(path: Path) -> PictureFacts:
@@ -166,11 +193,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DatasetError(
-            f"{path} cannot be read: {error.strerror or error}. Put it back, or start again without it."
-        ) from error
+        raise DatasetError(_unreadable(path, error)) from error
     if not data:
-        raise DatasetError(f"{path} is empty (0 bytes). Copy it again, or remove it.")
+        raise DatasetError(_empty(path))
     return data
 
 
@@ -180,24 +205,34 @@ def open_header(data: bytes, path: Path) -> Image.Image:
     Raises:
         DatasetError: it is no picture, or has more than `MAX_PIXELS` pixels.
     """
+    return _open(io.BytesIO(data), path)
+
+
+def _open(file: BinaryIO, path: Path) -> Image.Image:
+    """Returns the picture with its header read and its pixels not yet."""
     Image.init()
     try:
-        image = Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+        image = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DatasetError(_too_large(path, "too many")) from error
     except UnidentifiedImageError as error:
-        if _is_cut_off(data):
+        if _is_cut_off(data := _whole(file)):
             raise _damaged(data, path, error) from error
         raise DatasetError(
             f"{path} is not a picture that can be read: its content is none of PNG, JPEG, WebP, BMP, GIF, TIFF"
             f"{', AVIF' if 'AVIF' in Image.OPEN else ' (AVIF needs a newer Pillow)'}. Save it as PNG."
         ) from error
     except _DECODER_ERRORS as error:
-        raise _damaged(data, path, error) from error
+        raise _damaged(_whole(file), path, error) from error
     limit = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
     if image.width * image.height > limit:
         raise DatasetError(_too_large(path, f"{image.width} x {image.height}", limit))
     return image
+
+
+def _whole(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def _decode(data: bytes, path: Path) -> Image.Image:
@@ -272,6 +307,14 @@ def _grey_to_8_bits(grey: np.ndarray, path: Path) -> np.ndarray:
     if grey.min() < 0 or grey.max() > 65535:
         return (grey.astype(np.uint32) >> 24).astype(np.uint8)
     return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path} cannot be read: {error.strerror or error}. Put it back, or start again without it."
+
+
+def _empty(path: Path) -> str:
+    return f"{path} is empty (0 bytes). Copy it again, or remove it."
 
 
 def _damaged(data: bytes, path: Path, error: BaseException) -> DatasetError:

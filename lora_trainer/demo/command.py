@@ -22,7 +22,7 @@ from lora_trainer.control import TrainControl
 from lora_trainer.errors import ConfigError, LoraTrainerError, RunFolderError
 
 if TYPE_CHECKING:
-    from lora_trainer.inference.sheet import WeightSheet
+    from lora_trainer.inference.grid import Grid
     from lora_trainer.training.session import TrainResult
 
 HERE = Path(__file__).parent
@@ -104,18 +104,16 @@ def _run(folder: Path, fresh: bool, control: TrainControl) -> int:
         _say("   This was trained by an earlier demo. --fresh trains it anew.")
     assert result.path is not None
     _say("", "3. Drawing each prompt with the untouched base, then with the LoRA at rising weights")
-    sheet = draw_sheet(result.path, material, control)
-    if sheet is None:
+    grid = draw_with(result.path, material, control)
+    if not grid.is_complete:
         _say("Stopped while drawing. The LoRA is finished; start the demo again to draw the sheet.")
         return STOPPED
-    sheet_path = sheet.save(folder / f"{NAME}_sheet.png")
-    for note in sheet.notes:
+    sheet_path = grid.save(folder / f"{NAME}_sheet.png")
+    for note in grid.notes:
         _say(f"   {note}")
     look = "From left to right the style grows, and what is shown should stay."
     if material.is_random:
-        look = (
-            f"It is noise, because the base is. At weight 1 the LoRA changes it by {_mean_change(sheet):.2f} of 255 on average."
-        )
+        look = f"It is noise, because the base is. At weight 1 the LoRA changes it by {_mean_change(grid):.2f} of 255 on average."
     _say("", "Done.", f"   LoRA          {result.path}", f"   Picture sheet {sheet_path}", f"                 {look}")
     _say("", *_next_steps(config.output_dir / "config.yaml"))
     return DONE
@@ -151,11 +149,11 @@ def make_config(folder: Path, material: Material) -> TrainConfig:
     return parse_config(values)
 
 
-def draw_sheet(lora: Path, material: Material, control: TrainControl) -> WeightSheet | None:
-    """Returns the sheet of a finished LoRA, or None after a stop."""
+def draw_with(lora: Path, material: Material, control: TrainControl) -> Grid:
+    """Returns the pictures of a finished LoRA at rising weights; not all of them after a stop."""
+    from lora_trainer.adapters.tags import LoraUse
     from lora_trainer.inference.generate import GenerateSettings
-    from lora_trainer.inference.loras import LoraUse
-    from lora_trainer.inference.sheet import USUAL_WEIGHTS, weight_sheet
+    from lora_trainer.inference.grid import draw_cells, make_rows
     from lora_trainer.models.family import ModelSettings
     from lora_trainer.models.table import load_model
     from lora_trainer.training.precision import DTYPES, choose_device, choose_precision
@@ -165,21 +163,14 @@ def draw_sheet(lora: Path, material: Material, control: TrainControl) -> WeightS
     model: Any = load_model(ModelSettings(base_model=material.base, device=device, dtype=dtype))
     side = material.resolution or model.resolution
     settings = GenerateSettings("", width=side, height=side, steps=STEPS, cfg_scale=CFG_SCALE, seed=SEED)
-    with tqdm(total=len(PROMPTS) * len(USUAL_WEIGHTS), desc="drawing", unit="picture") as bar:
+    rows = make_rows([[LoraUse(lora)]], PROMPTS, settings)
+    with tqdm(desc="drawing", unit="picture") as bar:
 
-        def advance(done: int, total: int) -> None:
-            bar.update(done - bar.n)
-            if control.is_requested("stop"):
-                raise _StoppedError
+        def advance(grid: Grid, _cell: object) -> None:
+            bar.total = grid.num_cells
+            bar.update()
 
-        try:
-            return weight_sheet(model, [LoraUse(lora)], PROMPTS, settings, on_picture=advance)
-        except _StoppedError:
-            return None
-
-
-class _StoppedError(Exception):
-    """Ctrl-C was pressed while drawing."""
+        return draw_cells(model, rows, control=control, on_cell=advance)
 
 
 def _train(config: TrainConfig, fresh: bool, control: TrainControl) -> TrainResult:
@@ -190,11 +181,11 @@ def _train(config: TrainConfig, fresh: bool, control: TrainControl) -> TrainResu
         return train(config, control=control, watch=view.show, fresh=fresh)
 
 
-def _mean_change(sheet: WeightSheet) -> float:
+def _mean_change(grid: Grid) -> float:
     """Returns how far the first prompt's picture at weight 1 is from the base's, in steps of a colour's 255."""
     from PIL import ImageChops, ImageStat
 
-    difference = ImageChops.difference(sheet.pictures[0, 0.0], sheet.pictures[0, 1.0])
+    difference = ImageChops.difference(grid.cells[0, 0].picture, grid.cells[0, grid.weights.index(1.0)].picture)
     return sum(ImageStat.Stat(difference).mean) / 3
 
 

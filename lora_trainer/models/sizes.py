@@ -132,7 +132,10 @@ class UNetSizes:
 
 @dataclass(frozen=True)
 class VaeSizes:
-    """Sizes of an autoencoder: `channels` of each level, outermost first, and residual `layers` on each level."""
+    """Sizes of an autoencoder: `channels` of each level, outermost first, and residual `layers` on each level of the encoder.
+
+    The decoder has one layer more on each. They are read from it: with `layers` 0 the encoder's levels do not show.
+    """
 
     channels: tuple[int, ...]
     layers: int
@@ -164,10 +167,10 @@ class VaeSizes:
         Raises:
             UnsupportedModelError: latents of other than 4 channels.
         """
-        num_levels = _count(shapes, r"encoder\.down\.(\d+)\.")
+        num_levels = _count(shapes, r"decoder\.up\.(\d+)\.")
         _check_latents(shapes["decoder.conv_in.weight"][1], num_levels)
-        channels = tuple(shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in range(num_levels))
-        return cls(channels=channels, layers=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."))
+        channels = tuple(shapes[f"decoder.up.{level}.block.0.conv1.weight"][0] for level in range(num_levels))
+        return cls(channels=channels, layers=_count(shapes, r"decoder\.up\.0\.block\.(\d+)\.") - 1)
 
     @classmethod
     def from_diffusers_shapes(cls, shapes: Shapes) -> VaeSizes:
@@ -176,10 +179,11 @@ class VaeSizes:
         Raises:
             UnsupportedModelError: latents of other than 4 channels.
         """
-        num_levels = _count(shapes, r"encoder\.down_blocks\.(\d+)\.")
+        num_levels = _count(shapes, r"decoder\.up_blocks\.(\d+)\.")
         _check_latents(shapes["decoder.conv_in.weight"][1], num_levels)
-        channels = tuple(shapes[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"][0] for level in range(num_levels))
-        return cls(channels=channels, layers=_count(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."))
+        blocks = reversed(range(num_levels))  # diffusers counts the decoder's from the innermost
+        channels = tuple(shapes[f"decoder.up_blocks.{block}.resnets.0.conv1.weight"][0] for block in blocks)
+        return cls(channels=channels, layers=_count(shapes, r"decoder\.up_blocks\.0\.resnets\.(\d+)\.") - 1)
 
 
 @dataclass(frozen=True)

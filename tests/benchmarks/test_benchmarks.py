@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import caching, captions, memory, precision, quality_report, step_time
+from benchmarks import caching, captions, grid, memory, precision, quality_report, step_time
 from benchmarks.report import Row, describe_spread, format_section
 from benchmarks.workload import TINY, BareLoop, inject_by_hand, inject_by_peft, load_base, make_batches, make_config
 
@@ -62,6 +62,14 @@ def test_precision(capsys):
     found = figures(capsys.readouterr().out)
     in_bf16, total = found["matrix products, convolutions and norms in bf16"].split(" of ")
     assert in_bf16 == total and int(total) > 100
+
+
+def test_grid(capsys):
+    grid.main(["--tiny", "--rounds", "2", "--steps", "2"])
+    found = figures(capsys.readouterr().out)
+    assert float(found["grid / bare loop"].split()[0]) > 0
+    # What is compared is the same work: the same pictures.
+    assert float(found["largest difference of their pictures"].split()[0]) <= 2
 
 
 def test_a_bf16_step_widens_nothing_but_gradients_and_the_prediction(tmp_path):

@@ -44,7 +44,7 @@ def test_ends_with_a_lora_and_a_sheet_and_says_what_to_do_next(small: Path, caps
     assert failed == []
     with Image.open(sheet) as picture:
         assert picture.info["parameters"].startswith(f"{command.PROMPTS[0]} <lora:demo_ink:1>\nSteps: 2, Sampler: Euler a")
-        assert 'Sheet weights: "0, 0.3, 0.5, 0.7, 1"' in picture.info["parameters"]
+        assert 'Sheet weights: "0, 0.3, 0.5, 0.7, 0.9, 1"' in picture.info["parameters"]
     written = lora.stat().st_mtime_ns
     assert demo.main(["--output", str(small)]) == 0
     assert "earlier demo" in capsys.readouterr().out

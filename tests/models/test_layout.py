@@ -22,6 +22,7 @@ FULL_UNETS = {
     "three layers": UNetSizes((64, 128), 3, (1, 1), 1, 96, (8, 8), False),
 }
 FULL_VAE = VaeSizes((128, 256, 512, 512), 2)
+SMALL_VAE = VaeSizes((64, 64, 64, 64), 0)  # no residual blocks on the encoder's levels
 BIG_G = TextSizes(1280, 32, 20, 5120, 49408, 77, "gelu", pooled_width=1280)
 
 
@@ -63,12 +64,14 @@ def test_known_names_of_the_original_layout() -> None:
         sd1.to_original("down_blocks.3.attentions.0.norm")
 
 
-def test_vae_names_and_shapes_are_those_of_diffusers_own_converter() -> None:
-    vae = build_empty(lambda: AutoencoderKL(**FULL_VAE.diffusers_config()))
+@pytest.mark.parametrize("sizes", [FULL_VAE, SMALL_VAE], ids=["full", "small"])
+def test_vae_names_and_shapes_are_those_of_diffusers_own_converter(sizes: VaeSizes) -> None:
+    vae = build_empty(lambda: AutoencoderKL(**sizes.diffusers_config()))
     tensors = _meta_tensors(vae)
-    original = convert.vae_to_original(tensors, FULL_VAE)
-    assert original["encoder.mid.attn_1.q.weight"].shape == (512, 512, 1, 1)
-    assert VaeSizes.from_shapes({key: tuple(tensor.shape) for key, tensor in original.items()}) == FULL_VAE
+    original = convert.vae_to_original(tensors, sizes)
+    assert original["encoder.mid.attn_1.q.weight"].shape == (sizes.channels[-1], sizes.channels[-1], 1, 1)
+    assert VaeSizes.from_shapes({key: tuple(tensor.shape) for key, tensor in original.items()}) == sizes
+    assert VaeSizes.from_diffusers_shapes({key: tuple(tensor.shape) for key, tensor in tensors.items()}) == sizes
     theirs = single_file_utils.convert_ldm_vae_checkpoint(
         {f"first_stage_model.{key}": tensor for key, tensor in original.items()}, dict(vae.config)
     )
