@@ -117,6 +117,13 @@ class ToldLease:
     def is_waited_for(self) -> bool:
         return self._lease.is_waited_for()
 
+    def claim(self) -> bool:
+        self._tell_waiting(True)
+        try:
+            return self._lease.claim()
+        finally:
+            self._tell_waiting(False)
+
     def show(self, done: int, total: int) -> None:
         self._lease.show(done, total)
 

@@ -8,6 +8,8 @@ from lora_trainer.jobs.view import JobView
 from lora_trainer.ui import markup
 from lora_trainer.ui.markup import word
 
+BEGINNING_SECONDS = 60
+
 
 def describe_activity(jobs: list[JobView]) -> str:
     """Returns the line at the top: what runs, how far it is, how many jobs wait. The script ticks while it is marked active."""
@@ -25,7 +27,9 @@ def describe_activity(jobs: list[JobView]) -> str:
         )
     if num_queued:
         content += f" <span>{num_queued} {word('waiting in the queue')}</span>"
-    marks = {"data_active": markup.as_attribute(active), "data_beat": _beat(active)}
+    # A job that was queued a moment ago is about to begin.
+    is_beginning = any(job.status == "queued" and time.time() - job.created < BEGINNING_SECONDS for job in jobs)
+    marks = {"data_active": markup.as_attribute(active or is_beginning), "data_beat": _beat(active)}
     return markup.box(content, "strip", *([] if content else ["is_idle"]), **marks)
 
 

@@ -140,8 +140,10 @@ class TrainPart:
         config = examined.config
         if overview is not None and config is not None:
             summary = estimate.describe_plan(config, overview, examined.detection, self.services.queue) or summary
-        elif overview is not None:
+        elif overview is not None and not examined.detection:
             summary = f"<p><b>{len(overview.usable)}</b> {word('pictures are ready. Choose a base model.')}</p>"
+        elif overview is not None:
+            summary = f"<p>{word('Correct what is marked; then the number of steps appears here.')}</p>"
         may_offer = (
             config is not None
             and overview is not None

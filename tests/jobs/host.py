@@ -70,6 +70,9 @@ class FolderLease:
     def is_waited_for(self) -> bool:
         return self._host.on_wait is not None
 
+    def claim(self) -> bool:
+        return False
+
     def give_way(self, away: Callable[[], None], back: Callable[[], None], *, is_paused: Callable[[], bool]) -> None:
         if self._host.on_wait is None and not is_paused():
             return
