@@ -32,7 +32,7 @@ from lora_trainer.models.text import CLIP_PADDING, tokenize_captions
 
 from .paint import paint
 from .scenes import caption, draw_scene
-from .train_vae import build_vae, to_tensor
+from .train_vae import load_or_start, to_tensor
 
 log = logging.getLogger(__name__)
 CAPTIONS_PER_SCENE = 4
@@ -155,9 +155,7 @@ class Trainer:
     def __init__(self, work: Path, num_scenes: int) -> None:
         torch.manual_seed(0)
         self.work = work
-        self.vae = build_vae()
-        self.vae.load_state_dict(torch.load(work / "vae.pt"))
-        self.vae.eval()
+        self.vae = load_or_start(work).eval()
         rng = np.random.default_rng(5)
         texts = [caption(draw_scene(seed), rng) for seed in range(num_scenes) for _ in range(CAPTIONS_PER_SCENE)]
         self.ids = tokenize(texts).view(num_scenes, CAPTIONS_PER_SCENE, 77)
