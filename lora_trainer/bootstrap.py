@@ -44,6 +44,7 @@ RUNTIME_MODULES = (
     "numpy",
     "PIL",
     "yaml",
+    "gradio",
 )
 TEST_MODULES = (*RUNTIME_MODULES, "pytest", "hypothesis", "skimage")
 LINT_MODULES = ("ruff", "mypy")

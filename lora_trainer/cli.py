@@ -1,4 +1,4 @@
-"""The command line: train, check, caption, inspect, list, control. Each command imports what it needs itself.
+"""The command line: train, check, caption, inspect, list, control; more in `commands`. Each command imports what it needs itself.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration, 130 stopped by Ctrl-C after saving.
 """
@@ -77,9 +77,14 @@ def _build_parser() -> argparse.ArgumentParser:
     command.add_argument("--base", type=Path, metavar="CHECKPOINT", help="also test every key against this base model")
     command = add("list", _list, "Show what can be chosen.")
     command.add_argument("table", choices=TABLES)
-    command = add("control", _control, "Ask a training that runs in another window to stop, pause, continue, save or sample.")
+    help = "Ask a training that runs in another window to stop, discard (stop without saving), pause, continue, save or sample."
+    command = add("control", _control, help)
     command.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="its output_dir")
     command.add_argument("request", choices=COMMANDS)
+    from lora_trainer.commands import grid, lora_files  # they use the exit codes above
+
+    grid.register(add)
+    lora_files.register(add)
     return parser
 
 

@@ -27,13 +27,17 @@ from lora_trainer.bootstrap import (
 
 HELP = f"""LoRA trainer {__version__}: from a folder of pictures to <lora:name:0.7>
 
+python -m lora_trainer             opens the page: drop pictures, have captions written, train, try
 python -m lora_trainer COMMAND
 
+  app                        the page, with options: --port, --data-dir, --listen with --auth, and others
   demo                       see it work: trains a small LoRA on pictures that come along
   train --config FILE.yaml   train, or continue a training that was interrupted
   check --config FILE.yaml   show problems and the plan, train nothing
   caption --input DIR        write first captions for a folder of pictures
   inspect FILE.safetensors   show what is in a LoRA file, and test it
+  grid --base B --prompt P   draw with LoRAs at rising weights, and say which weight to take
+  merge, resize, split       make new LoRA files from old ones
   list TABLE                 models, adapters, optimizers, schedules, captioners or presets
   control FOLDER REQUEST     stop, pause, continue, save or sample a training that runs elsewhere
   setup                      install what is needed, and show it
@@ -59,7 +63,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _answer(arguments: list[str]) -> int:
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    # Without a command it is the page: its options alone are enough, too.
+    if not arguments or (arguments[0].startswith("--") and arguments[0] not in ("--help", "--version")):
+        arguments = ["app", *arguments]
+    command, rest = arguments[0], arguments[1:]
     if command in ("--help", "-h"):
         print(HELP)
         return 0
@@ -73,6 +80,8 @@ def _answer(arguments: list[str]) -> int:
         return _show_setup()
     if command == "test":
         return _test(rest)
+    if command == "app":
+        return int(importlib.import_module("lora_trainer.app").main(rest))
     if command == "demo":
         return int(importlib.import_module("lora_trainer.demo").main(rest))
     return int(importlib.import_module("lora_trainer.cli").main(arguments))

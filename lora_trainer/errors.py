@@ -6,10 +6,13 @@ show the same text.
     LoraTrainerError
     ├── ConfigError           the settings; carries every problem found
     ├── DatasetError          the pictures and captions
+    │   └── TruncatedPictureError
     ├── ModelError            the checkpoint
     │   └── UnsupportedModelError
     ├── AdapterError          a LoRA file
     ├── RunFolderError        locked, finished, or other settings than asked
+    ├── JobError              the queue of jobs: unknown, or a command that does not fit
+    ├── HostError             the WebUI that we live in could not do what was asked of it
     ├── MissingPackageError   an optional package; names its pip command
     └── TrainingError         while training
 """
@@ -62,6 +65,10 @@ class DatasetError(LoraTrainerError):
     """Nothing usable is left of the pictures, or one of them changed while it was needed."""
 
 
+class TruncatedPictureError(DatasetError):
+    """The file of a picture ends before its pixels do."""
+
+
 class ModelError(LoraTrainerError):
     """The checkpoint cannot be read."""
 
@@ -78,8 +85,16 @@ class RunFolderError(LoraTrainerError):
     """The run folder is in use, or belongs to a run with other settings."""
 
 
+class HostError(LoraTrainerError):
+    """The WebUI cannot do what was asked of it, or failed at it."""
+
+
 class TrainingError(LoraTrainerError):
     """Training cannot go on."""
+
+
+class JobError(LoraTrainerError):
+    """A job is unknown, cannot be queued, or a command does not fit its state."""
 
 
 def pip_command(package: str) -> str:

@@ -59,7 +59,8 @@ def replace_file(source: Path, target: Path) -> Path:
         `target`; or, when it stays in use, "<stem>.new-<n><suffix>" beside it with the new content, and a warning is logged.
     """
     for seconds in (0, *RETRY_SECONDS):
-        time.sleep(seconds)
+        if seconds:  # a sleep of 0 gives the processor away, which a thousand files feel on a busy machine
+            time.sleep(seconds)
         try:
             os.replace(source, target)
             return target

@@ -1,6 +1,7 @@
 """The run folder: the database of one run, and the rules by which a run is started, continued, extended or refused.
 
-    config.yaml  job.json  events.jsonl  commands/  state/  samples/  logs/  <name>.safetensors  <name>-step00000100.safetensors
+    config.yaml  job.json  events.jsonl  commands/  state/  samples/  logs/  captions.csv  picture_losses.csv
+    <name>.safetensors  <name>-step00000100.safetensors
 
 The process that holds the lock is the only writer, except for `commands/`, where anyone may put a request.
 """
@@ -45,6 +46,15 @@ class RunFolder:
     @property
     def events_path(self) -> Path:
         return self.path / "events.jsonl"
+
+    @property
+    def captions_path(self) -> Path:
+        """The captions that were trained, as a table that a data set can take back."""
+        return self.path / "captions.csv"
+
+    @property
+    def losses_path(self) -> Path:
+        return self.path / "picture_losses.csv"
 
     @property
     def state_dir(self) -> Path:

@@ -14,7 +14,7 @@ def test_nothing_is_requested_at_first():
     assert not any(control.is_requested(name) for name in COMMANDS if name != "continue")
 
 
-@pytest.mark.parametrize("command", ["stop", "pause", "save", "sample"])
+@pytest.mark.parametrize("command", ["stop", "discard", "pause", "save", "sample"])
 def test_a_request_is_taken_once(command):
     control = TrainControl()
     control.request(command)
@@ -33,8 +33,14 @@ def test_continue_takes_back_a_pause_and_nothing_else():
     assert control.is_requested("save")
 
 
+def test_to_discard_is_to_stop():
+    control = TrainControl()
+    control.request("discard")
+    assert control.is_requested("stop")
+
+
 def test_an_unknown_command_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="'stpo' is unknown; allowed: stop, pause"):
+    with pytest.raises(ValueError, match="'stpo' is unknown; allowed: stop, discard, pause"):
         TrainControl().request("stpo")
 
 

@@ -106,18 +106,18 @@ def publish(
 
 def _taken_names(lora_dir: Path, owned: set[str]) -> Iterator[str]:
     """Yields the stems and aliases of all LoRAs below a folder, and the stems of cards and previews in the folder itself."""
-    for path in _walk(lora_dir):
+    for path in walk(lora_dir):
         if _fold(_relative_name(path, lora_dir)) in owned:
             continue
         is_beside = path.parent == lora_dir
         if path.suffix.lower() in LORA_SUFFIXES:
             yield path.stem
-            yield from _read_alias(path)
+            yield from read_alias(path)
         elif is_beside and path.suffix.lower() in (".json", ".png"):
             yield path.stem
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
     """Yields all files below a folder. Goes through links to other folders, as the WebUI does, and into none twice."""
     seen = set()
     for root, folders, files in os.walk(folder, followlinks=True):
@@ -129,7 +129,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(root, file) for file in files)
 
 
-def _read_alias(path: Path) -> Iterator[str]:
+def read_alias(path: Path) -> Iterator[str]:
     """Yields the alias of a file; a damaged one, or an old `.pt`, has none."""
     if path.suffix.lower() == ".safetensors" and path.is_file():
         try:

@@ -7,7 +7,7 @@ extension tests for, and the names that kohya's sd-scripts, PEFT and diffusers w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 PARTS = {
@@ -72,6 +72,24 @@ def group_by_module(keys: Iterable[str]) -> dict[str, dict[str, str]]:
 def is_open_clip(module: str, *, is_sd2: bool) -> bool:
     """Whether a module is of an OpenCLIP text encoder, whose attention takes all four projections or none."""
     return module.startswith("lora_te2_") or (is_sd2 and module.startswith("lora_te_"))
+
+
+def split_attention(module: str) -> tuple[str, str]:
+    """Returns the attention that a text encoder's projection belongs to, and which one it is; "" twice for other modules."""
+    attention, _, projection = module.rpartition("_self_attn_")
+    return (attention, projection) if attention and projection in ATTENTION_PROJECTIONS else ("", "")
+
+
+def incomplete_attentions(modules: Collection[str], *, is_sd2: bool) -> list[str]:
+    """Returns the OpenCLIP attentions that have some of the four projections; the WebUI changes them as a whole or not at all."""
+    found: dict[str, None] = {}
+    for module in modules:
+        attention, projection = split_attention(module)
+        if not projection or not is_open_clip(module, is_sd2=is_sd2):
+            continue
+        if not all(f"{attention}_self_attn_{other}" in modules for other in ATTENTION_PROJECTIONS):
+            found[attention] = None
+    return list(found)
 
 
 def kinds_of(keys: Iterable[str]) -> list[str]:

@@ -6,13 +6,13 @@ The WebUI drops what it cannot place without a word and still lists the file's h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_trainer.adapters.container import read_header
 from lora_trainer.adapters.inspect import WEBUI_FORM, FileReport, inspect_file
-from lora_trainer.adapters.keys import ATTENTION_PROJECTIONS, FOREIGN_FORMS, group_by_module, is_open_clip
+from lora_trainer.adapters.keys import FOREIGN_FORMS, group_by_module, incomplete_attentions
 from lora_trainer.models.header import Header
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -107,7 +107,7 @@ def _find_misfit(header: Header, module: str, keys: Mapping[str, str], weight: t
 
 def _check_open_clip(report: FileReport, modules: Mapping[str, Mapping[str, str]]) -> Check:
     is_sd2 = report.webui_class == "SD2" or report.possible_bases == ("SD2",)
-    incomplete = sorted(set(_incomplete_attentions(modules, is_sd2=is_sd2)))
+    incomplete = sorted(incomplete_attentions(modules, is_sd2=is_sd2))
     if not incomplete:
         return Check("OpenCLIP attention", True, "each has all four of q, k, v and out, or the file has none")
     return Check(
@@ -116,15 +116,6 @@ def _check_open_clip(report: FileReport, modules: Mapping[str, Mapping[str, str]
         f"{len(incomplete)} have not all four of q_proj, k_proj, v_proj, out_proj (first: {incomplete[0]}). The WebUI then "
         "leaves out the others as well, without a word. Export the file again here: pairs of zeros complete it.",
     )
-
-
-def _incomplete_attentions(modules: Mapping[str, object], *, is_sd2: bool) -> Iterator[str]:
-    for module in modules:
-        attention, marker, projection = module.rpartition("_self_attn_")
-        if not marker or projection not in ATTENTION_PROJECTIONS or not is_open_clip(module, is_sd2=is_sd2):
-            continue
-        if not all(f"{attention}{marker}{other}" in modules for other in ATTENTION_PROJECTIONS):
-            yield attention
 
 
 def _check_effect(report: FileReport) -> Check:

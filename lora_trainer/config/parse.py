@@ -219,8 +219,8 @@ def _check_range(info: FieldInfo, number: float, value: Any) -> None:
 def _rule(info: FieldInfo) -> str:
     """Says what is allowed and what is usual, to complete "must be ..."."""
     number = {"int": "a whole number", "float": "a number"}.get(info.kind, "")
-    low = None if info.minimum is None else f"{'above' if info.exclusive_minimum else 'at least'} {info.minimum:g}"
-    high = None if info.maximum is None else f"at most {info.maximum:g}"
+    low = None if info.minimum is None else f"{'above' if info.exclusive_minimum else 'at least'} {info.minimum:.10g}"
+    high = None if info.maximum is None else f"at most {info.maximum:.10g}"
     allowed = " and ".join(part for part in (low, high) if part) or number or _rule_of_words(info)
     unit = f" {info.unit}" if info.unit and (low or high) else ""
     return f"{allowed}{unit}; {info.usual} is usual" if info.usual else f"{allowed}{unit}"

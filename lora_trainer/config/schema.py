@@ -495,6 +495,13 @@ class TrainConfig:
     lora_dir: Path | None = _saving(
         "path", "LoRA folder", "The finished file is copied here: the WebUI's models/Lora.", default=None, matters=False
     )
+    replace_lora: bool = _saving(
+        "bool",
+        "Replace the LoRA of this name",
+        "A LoRA of this name in the LoRA folder is replaced, with its card and picture. Otherwise this one is named name-2.",
+        default=False,
+        matters=False,
+    )
     trigger_words: str = _saving(
         "text", "Trigger words", "Added to the prompt when the LoRA's card is clicked.", default="", matters=False
     )

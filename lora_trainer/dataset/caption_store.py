@@ -15,15 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_trainer.dataset.captions import SIDECAR_SUFFIXES, Source, merge_sources, read_sources
-from lora_trainer.dataset.journal import Change, Journal, next_to_redo, next_to_undo
+from lora_trainer.dataset.journal import KEPT_FOLDER, Change, Journal, next_to_redo, next_to_undo
 from lora_trainer.dataset.scan import list_files, picture_names
 from lora_trainer.dataset.table_writing import edit_table
 from lora_trainer.dataset.tables import NameIndex, clean_caption, read_table, read_text
 from lora_trainer.errors import DatasetError, Problem
 from lora_trainer.files import TEMPORARY_SUFFIX, replace_file
-
-KEPT_FOLDER = ".lora_trainer"
-"""Of a data set: what we keep about it. Hidden, so that no scan reads it."""
 
 
 @dataclass(frozen=True)

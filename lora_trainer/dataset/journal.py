@@ -20,6 +20,9 @@ from typing import Any
 from lora_trainer.errors import DatasetError
 from lora_trainer.files import lock_byte, unlock_byte
 
+KEPT_FOLDER = ".lora_trainer"
+"""Of a data set: journals and what else is kept about it. Hidden, so that no scan reads it."""
+
 LOCK_SECONDS = 30.0  # a bulk change of thousands of captions on a slow disk takes less
 _POLL_SECONDS = 0.01
 

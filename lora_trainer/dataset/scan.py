@@ -118,7 +118,7 @@ def scan_dataset(
             on_progress(done, len(names))
         path = train_data_dir / name
         caption = captions.by_name.get(name, "")
-        repeats, folder = _folder_facts(name)
+        repeats, folder = folder_facts(name)
         reason = _reason_to_leave_out(name, facts, caption, repeats, min_side, alpha_mask)
         if reason:
             left_out[reason[0]] += 1
@@ -232,8 +232,8 @@ def _reason_to_leave_out(
     return None
 
 
-def _folder_facts(name: str) -> tuple[int, str]:
-    """Returns repeats and label from the innermost folder `<repeats>_<words>`, else 1 and the folder."""
+def folder_facts(name: str) -> tuple[int, str]:
+    """Returns repeats and label of a picture's name, from the innermost folder `<repeats>_<words>`, else 1 and the folder."""
     parent = PurePosixPath(name).parent
     for part in reversed(parent.parts):
         match = _REPEATS.fullmatch(part)

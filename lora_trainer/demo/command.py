@@ -25,7 +25,7 @@ from lora_trainer.errors import ConfigError, LoraTrainerError, RunFolderError
 from lora_trainer.events import TrainEvent
 
 if TYPE_CHECKING:
-    from lora_trainer.inference.sheet import WeightSheet
+    from lora_trainer.inference.grid import Grid
     from lora_trainer.training.session import TrainResult
 
 INK_PICTURES = DATA_SETS / "ink" / "train"
@@ -91,12 +91,12 @@ def _run(folder: Path, fresh: bool, control: TrainControl) -> int:
         _say("   This was trained by an earlier demo. --fresh trains it anew.")
     assert result.path is not None
     _say("", "3. Drawing each prompt with the untouched base, then with the LoRA at rising weights")
-    sheet = draw_sheet(result.path, control)
-    if sheet is None:
+    grid = draw_with(result.path, control)
+    if not grid.is_complete:
         _say("Stopped while drawing. The LoRA is finished; start the demo again to draw the sheet.")
         return STOPPED
-    sheet_path = sheet.save(folder / f"{NAME}_sheet.png")
-    for note in sheet.notes:
+    sheet_path = grid.save(folder / f"{NAME}_sheet.png")
+    for note in grid.notes:
         _say(f"   {note}")
     _say("", "Done.", f"   LoRA          {result.path}", f"   Picture sheet {sheet_path}")
     _say("                 From left to right colour gives way to ink, and what is shown should stay.")
@@ -167,11 +167,11 @@ def make_config(folder: Path, pictures: Path) -> TrainConfig:
     return parse_config(values)
 
 
-def draw_sheet(lora: Path, control: TrainControl) -> WeightSheet | None:
-    """Returns the sheet of a finished LoRA, or None after a stop."""
+def draw_with(lora: Path, control: TrainControl) -> Grid:
+    """Returns the pictures of a finished LoRA at rising weights; not all of them after a stop."""
+    from lora_trainer.adapters.tags import LoraUse
     from lora_trainer.inference.generate import GenerateSettings
-    from lora_trainer.inference.loras import LoraUse
-    from lora_trainer.inference.sheet import USUAL_WEIGHTS, weight_sheet
+    from lora_trainer.inference.grid import draw_cells, make_rows
     from lora_trainer.models.family import ModelSettings
     from lora_trainer.models.table import load_model
     from lora_trainer.training.precision import DTYPES, choose_device, choose_precision
@@ -179,22 +179,17 @@ def draw_sheet(lora: Path, control: TrainControl) -> WeightSheet | None:
     device = choose_device("auto")
     dtype = DTYPES[choose_precision("auto", device)]
     model: Any = load_model(ModelSettings(base_model=BASE, device=device, dtype=dtype))
-    settings = GenerateSettings("", width=model.resolution, height=model.resolution, steps=STEPS, cfg_scale=CFG_SCALE, seed=SEED)
-    with tqdm(total=len(PROMPTS) * len(USUAL_WEIGHTS), desc="drawing", unit="picture") as bar:
+    side = model.resolution
+    rows = make_rows(
+        [[LoraUse(lora)]], PROMPTS, GenerateSettings("", width=side, height=side, steps=STEPS, cfg_scale=CFG_SCALE, seed=SEED)
+    )
+    with tqdm(desc="drawing", unit="picture") as bar:
 
-        def advance(done: int, total: int) -> None:
-            bar.update(done - bar.n)
-            if control.is_requested("stop"):
-                raise _StoppedError
+        def advance(grid: Grid, _cell: object) -> None:
+            bar.total = grid.num_cells
+            bar.update()
 
-        try:
-            return weight_sheet(model, [LoraUse(lora)], PROMPTS, settings, on_picture=advance)
-        except _StoppedError:
-            return None
-
-
-class _StoppedError(Exception):
-    """Ctrl-C was pressed while drawing."""
+        return draw_cells(model, rows, control=control, on_cell=advance)
 
 
 def _train(config: TrainConfig, fresh: bool, control: TrainControl) -> TrainResult:

@@ -6,11 +6,14 @@ only.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+PAUSE_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,44 @@ class Lease(Protocol):
 
     def is_waited_for(self) -> bool:
         """Whether the owner waits for the device now."""
+
+    def claim(self) -> bool:
+        """Takes the device for the job alone, to the end, after memory ran out. Returns whether the owner's models left it."""
+
+    def show(self, done: int, total: int) -> None:
+        """Tells the owner's own progress display how far the job is; called before each step.
+
+        From the second call on it is known how much memory a step takes.
+        """
+
+
+class OwnDevice:
+    """The lease where nobody else uses the device: on the command line and on the stand-alone page."""
+
+    def building(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def give_way(self, away: Callable[[], None], back: Callable[[], None], *, is_paused: Callable[[], bool]) -> None:
+        """While paused, the card is free for other programs."""
+        if is_paused():
+            away()
+            wait_while(is_paused)
+            back()
+
+    def is_waited_for(self) -> bool:
+        return False
+
+    def claim(self) -> bool:
+        return False
+
+    def show(self, done: int, total: int) -> None:
+        pass
+
+
+def wait_while(condition: Callable[[], bool]) -> None:
+    """Returns when the condition does not hold any more; looks a few times a second."""
+    while condition():
+        time.sleep(PAUSE_POLL_SECONDS)
 
 
 class Host(Protocol):

@@ -73,11 +73,14 @@ class GenerateSettings:
 
 
 @torch.no_grad()
-def generate(model: DiffusionModel, settings: GenerateSettings, *, on_step: OnStep | None = None) -> Image.Image:
+def generate(
+    model: DiffusionModel, settings: GenerateSettings, *, conditions: Tensors | None = None, on_step: OnStep | None = None
+) -> Image.Image:
     """Returns the picture of a prompt.
 
     Args:
         model: in whatever state it is; it is in evaluation mode meanwhile and its encoders are on its device.
+        conditions: what `encode_prompts` gave for these settings, where it is at hand already.
         on_step: called with the steps done and their number after each. Whatever it raises ends the drawing, and leaves the model
             as it was: that is how to cancel.
 
@@ -88,8 +91,7 @@ def generate(model: DiffusionModel, settings: GenerateSettings, *, on_step: OnSt
     if problems := settings.problems():
         raise ConfigError(problems)
     with evaluating([*model.parts.values(), model.vae]), _autocast(model):
-        conditions = _encode_prompts(model, settings)
-        latents = _sample(model, settings, conditions, on_step)
+        latents = _sample(model, settings, conditions or encode_prompts(model, settings), on_step)
         with _on_device([model.vae], model.settings.device):
             pixels = model.decode_latents(latents)[0]
     if not torch.isfinite(pixels).all():
@@ -112,10 +114,11 @@ def preview(
     return base, generate(model, settings, on_step=on_step)
 
 
-def _encode_prompts(model: DiffusionModel, settings: GenerateSettings) -> Tensors:
-    """Returns what the denoiser is told, each tensor with both items, on the model's device."""
+@torch.no_grad()
+def encode_prompts(model: DiffusionModel, settings: GenerateSettings) -> Tensors:
+    """Returns what the denoiser is told of the prompts and the size, each tensor with both items, on the model's device."""
     device = model.settings.device
-    with _on_device(model.text_encoders, device):
+    with evaluating(model.text_encoders), _autocast(model), _on_device(model.text_encoders, device):
         conditions = model.encode_texts([settings.negative_prompt, settings.prompt])
     if "pooled_text" in conditions and not settings.negative_prompt:
         # SDXL was trained with zeros for no caption, and the WebUI gives it zeros for an empty negative prompt.

@@ -16,8 +16,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lora_trainer import __version__
+from lora_trainer.adapters.tags import LoraUse, write_prompt
 from lora_trainer.files import write_bytes
-from lora_trainer.inference.loras import LoraUse, lora_hash
+from lora_trainer.inference.loras import lora_hash
 from lora_trainer.inference.samplers import SAMPLERS
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def describe(
         **(extra or {}),
         "Version": f"LoRA trainer {__version__}",
     }
-    lines = [" ".join([settings.prompt, *(use.tag for use in uses)])]
+    lines = [write_prompt(settings.prompt, uses)]
     if settings.negative_prompt:
         lines.append(f"Negative prompt: {settings.negative_prompt}")
     lines.append(", ".join(f"{name}: {_quote(value)}" for name, value in pairs.items() if value))

@@ -63,6 +63,7 @@ class DiffusionModel(ABC):
         self._prepare_text_encoders()
         names = ("unet", "text_encoder", "text_encoder_2")
         self.parts: dict[str, nn.Module] = dict(zip(names, (self.unet, *self.text_encoders), strict=False))
+        self.modules: tuple[nn.Module, ...] = (*self.parts.values(), self.vae)
         # Listed now, while no LoRA is in the modules.
         self._layers = {part: list_layers(part, module) for part, module in self.parts.items()}
         prediction_type, reason = self._decide_prediction_type()

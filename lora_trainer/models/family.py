@@ -70,6 +70,7 @@ class TrainableModel(Protocol):
     Attributes:
         family: its name in the table.
         parts: the modules that a LoRA can go into, by part name: "unet", "text_encoder", "text_encoder_2".
+        modules: all that it holds on the device or did: the parts, and what encodes pictures.
         resolution: the picture side that the base was trained at, in pixels.
         picture_key, text_key: hashes of everything that changes what `encode_pictures`, `encode_texts` return (weights, clip
             skip, ...); keys of the cache.
@@ -78,6 +79,7 @@ class TrainableModel(Protocol):
 
     family: str
     parts: dict[str, nn.Module]
+    modules: tuple[nn.Module, ...]
     resolution: int
     picture_key: str
     text_key: str

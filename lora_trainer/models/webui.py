@@ -7,6 +7,7 @@ original (SGM) name finds it; names of other modules load without an error and h
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,6 +39,28 @@ def unet_key(family: str, sizes: UNetSizes, module_name: str) -> str:
 def text_key(family: str, index: int, module_name: str) -> str:
     """Returns the key of a text encoder's module; `index` 0 or 1. The "text_model." level is put back where it is missing."""
     return _join(TEXT_PREFIXES[family][index], f"text_model.{module_name.removeprefix('text_model.')}")
+
+
+def original_key(key: str) -> str:
+    """Returns a UNet's key under the original (SGM) name into which the WebUI translates diffusers' names; others as they are.
+
+    A name that the WebUI misplaces gets the place where it looks, and stays without effect.
+    """
+    if key.startswith("lora_unet_"):
+        for name, original in _translated_names():
+            if key == name or key.startswith(f"{name}_"):
+                return original + key[len(name) :]
+    return key
+
+
+@functools.lru_cache
+def _translated_names() -> tuple[tuple[str, str], ...]:
+    """Returns the beginnings of keys with diffusers' names and what the WebUI makes of them, longest first."""
+    every_level = UNetSizes((320,) * 4, 2, (1,) * 4, mid_depth=1, context_width=768, heads=(8,) * 4, uses_linear_projection=False)
+    names = {_join("lora_unet", name): _join("lora_unet", to) for name, to in unet_names(every_level).forward.items()}
+    # The one that lies elsewhere in SDXL, whose deepest level has attention.
+    names["lora_unet_up_blocks_0_upsamplers_0_conv"] = "lora_unet_output_blocks_2_1_conv"
+    return tuple(sorted(names.items(), key=lambda pair: -len(pair[0])))
 
 
 def webui_layers(path: Path) -> Layers:

@@ -23,6 +23,9 @@ from lora_trainer.run_folder import RunFolder
 from lora_trainer.training.optimizers import averaged_weights
 from lora_trainer.training.precision import DTYPES, Precision
 
+PREFERRED_WEIGHT = 0.7
+REPLACED = (".safetensors", ".json", ".png")  # what one LoRA is in the LoRA folder
+
 
 class Exporter:
     """Decides the run's name at once, so that it is known before training; `prepare` comes before the first file.
@@ -74,7 +77,11 @@ class Exporter:
     def publish(self, path: Path, lora_dir: Path, step: int) -> None:
         """Copies the finished file with its card into a LoRA folder."""
         owned = self._folder.read_job().get("published", [])
-        card = Card(description=self._config.comment, activation_text=self._config.trigger_words)
+        card = Card(
+            description=self._config.comment,
+            activation_text=self._config.trigger_words,
+            preferred_weight=PREFERRED_WEIGHT,
+        )
         published = publish(path, lora_dir, self.name, card=card, owned=owned)
         self._folder.update_job(published=sorted({*owned, *published.files}))
         self._emit("exported", step=step, path=str(lora_dir / f"{published.name}.safetensors"))
@@ -96,7 +103,10 @@ class Exporter:
     def _choose_name(self) -> str:
         name = self._config.name
         if self._config.lora_dir is not None:
-            name = choose_name(self._config.lora_dir, name)
+            owned = [f"{name}{suffix}" for suffix in REPLACED] if self._config.replace_lora else []
+            name = choose_name(self._config.lora_dir, name, owned)
+            if owned and name == self._config.name:
+                self._folder.update_job(published=owned)
             if name != self._config.name:
                 message = f"{self._config.lora_dir} holds another {self._config.name}; this run's LoRA is named {name}."
                 self._emit("warning", message=message)

@@ -19,8 +19,10 @@ from torch import nn
 from lora_trainer.control import TrainControl
 from lora_trainer.errors import TrainingError
 from lora_trainer.events import Emit
+from lora_trainer.host.base import Lease
 from lora_trainer.models.family import Objective, TrainableModel
 from lora_trainer.training.feeder import Batch, Feeder
+from lora_trainer.training.luggage import Luggage
 from lora_trainer.training.memory import MemoryLadder, is_out_of_memory, memory_in_use
 from lora_trainer.training.optimizers import effective_rate
 from lora_trainer.training.precision import Precision
@@ -28,7 +30,6 @@ from lora_trainer.training.schedules import Schedule
 from lora_trainer.training.state import TrainState
 
 Outcome = Literal["finished", "stopped"]
-PAUSE_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Trainer:
         precision, objective, ladder, settings: see their types.
         state: where to begin; kept up to date.
         control, poll: requests from outside; `poll` is called once a step to fetch them.
+        lease: the device, which its owner may want between two steps.
+        luggage: what then leaves it.
         emit: takes events.
         save: writes state and exports at the current step.
         after_save: judges what was saved when it was due or asked for; not on a stop, a pause or a failure.
@@ -99,6 +102,8 @@ class Trainer:
         state: TrainState,
         control: TrainControl,
         poll: Callable[[], None],
+        lease: Lease,
+        luggage: Luggage,
         emit: Emit,
         save: Callable[[], None],
         after_save: Callable[[], None],
@@ -107,12 +112,13 @@ class Trainer:
         self.model, self.parameters, self.optimizer, self.feeder = model, parameters, optimizer, feeder
         self.precision, self.objective, self.ladder, self.settings, self.state = precision, objective, ladder, settings, state
         self.control, self.poll, self.emit = control, poll, emit
+        self.lease, self.luggage = lease, luggage
         self.save, self.after_save, self.sample = save, after_save, sample
         self.skips_in_a_row = 0
         self.saved_step = state.step
 
     def run(self) -> Outcome:
-        """Trains to the last step, or until a stop is asked for; saves at the end of either.
+        """Trains to the last step, or until a stop is asked for; saves at the end of either, unless asked to discard.
 
         Raises:
             TrainingError: too many steps in a row were not finite. The weights are those before the first of them.
@@ -167,6 +173,8 @@ class Trainer:
                     raise
             # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
             self.optimizer.zero_grad(set_to_none=True)
+            if self.lease.claim():
+                continue
             try:
                 self.ladder.step_down(step)
             except TrainingError:
@@ -221,23 +229,38 @@ class Trainer:
         )
 
     def _is_stopped(self) -> bool:
+        """Lends the device while it is wanted or while the run is paused; returns whether a stop is asked for."""
         self.poll()
-        if self.control.is_requested("pause") and not self.control.is_requested("stop"):
+        self.lease.show(self.state.step, self.settings.total_steps)
+        if self._is_paused():
             self._pause()
+        else:
+            self._give_way()
         if not self.control.is_requested("stop"):
             return False
-        self._save_once()
-        self.emit("stopped", step=self.state.step)
+        if not self.control.is_requested("discard"):
+            self._save_once()
+        self.emit("stopped", step=self.saved_step)
         return True
 
     def _pause(self) -> None:
         self._save_once()
         self.emit("paused", step=self.state.step)
-        while self.control.is_requested("pause") and not self.control.is_requested("stop"):
-            time.sleep(PAUSE_POLL_SECONDS)
-            self.poll()
+        while self._is_paused():
             if self.control.take("sample"):
                 self.sample()
+            self._give_way()
+
+    def _give_way(self) -> None:
+        self.lease.give_way(self.luggage.away, self.luggage.back, is_paused=self._is_resting)
+
+    def _is_paused(self) -> bool:
+        return self.control.is_requested("pause") and not self.control.is_requested("stop")
+
+    def _is_resting(self) -> bool:
+        """Whether the device is not needed: a sample is drawn even while paused."""
+        self.poll()
+        return self._is_paused() and not self.control.is_requested("sample")
 
     def _is_save_due(self) -> bool:
         return self.settings.save_steps > 0 and self.state.step % self.settings.save_steps == 0

@@ -13,6 +13,7 @@ from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import TrainControl
 from lora_trainer.errors import LoraTrainerError, TrainingError
 from lora_trainer.events import TrainEvent
+from lora_trainer.host.base import Lease, OwnDevice
 from lora_trainer.plan import TrainPlan, make_plan
 from lora_trainer.run_folder import RunFolder, Start, open_run
 from lora_trainer.training.disk import StopRequestedError
@@ -25,7 +26,9 @@ from lora_trainer.training.state import load_state
 Watch = Callable[[TrainEvent], None]
 
 
-def train(config: TrainConfig, *, control: TrainControl, watch: Watch, fresh: bool = False) -> TrainResult:
+def train(
+    config: TrainConfig, *, control: TrainControl, watch: Watch, fresh: bool = False, lease: Lease | None = None
+) -> TrainResult:
     """Trains by the settings: starts, continues or extends the run in `output_dir`.
 
     Args:
@@ -33,6 +36,7 @@ def train(config: TrainConfig, *, control: TrainControl, watch: Watch, fresh: bo
         control: takes requests from this process; those in the run folder reach it too.
         watch: is called with each event, from this thread.
         fresh: moves an old run in `output_dir` aside first.
+        lease: the device, borrowed from a host; None where nobody else uses it.
 
     Raises:
         ConfigError: the settings, pictures or base model cannot be used; nothing was written.
@@ -49,19 +53,25 @@ def train(config: TrainConfig, *, control: TrainControl, watch: Watch, fresh: bo
             if path.exists():
                 return TrainResult("finished", int(job["step"]), path, was_done_before=True)
             start = "continue"  # the file was moved away; it is written again from the state
-        return _train_in(folder, start, config, plan, control, watch)
+        return _train_in(folder, start, config, plan, control, watch, lease or OwnDevice())
     finally:
         folder.unlock()
 
 
 def _train_in(
-    folder: RunFolder, start: Start, config: TrainConfig, plan: TrainPlan, control: TrainControl, watch: Watch
+    folder: RunFolder,
+    start: Start,
+    config: TrainConfig,
+    plan: TrainPlan,
+    control: TrainControl,
+    watch: Watch,
+    lease: Lease,
 ) -> TrainResult:
     saved = load_state(folder.state_dir) if start == "continue" else None
     first_step = saved[0].step if saved else 0
     folder.update_job(status="running", process=os.getpid(), started_at=folder.read_job().get("started_at", time.time()))
     with EventLog(folder, watch, tensorboard=config.log_with == "tensorboard", first_step=first_step) as log:
-        session = Session(folder, config, plan, control, log.emit)
+        session = Session(folder, config, plan, control, log.emit, lease)
         try:
             with deterministic_algorithms(config.deterministic):
                 result = session.run(saved)

@@ -6,7 +6,7 @@ Samples are extra. Whatever goes wrong with one is a warning, and training goes 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from lora_trainer.adapters.adapter import Adapter
+from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.events import Emit
 from lora_trainer.inference.generate import GenerateSettings, generate
 from lora_trainer.inference.infotext import describe, save_png
-from lora_trainer.inference.loras import LoraUse
 from lora_trainer.models.diffusion import DiffusionModel
 from lora_trainer.models.family import TrainableModel
 from lora_trainer.run_folder import RunFolder
@@ -40,6 +40,7 @@ class Sampler:
         folder: of the run.
         lora_file: returns the file that was saved at a step, if there is one; the picture's parameters name it.
         is_stopped: whether a stop is asked for, which ends the drawing.
+        building: held while drawing, which moves parts of the model; see `host.base.Lease`.
         emit: takes events.
     """
 
@@ -53,11 +54,12 @@ class Sampler:
         folder: RunFolder,
         lora_file: Callable[[int], Path | None],
         is_stopped: Callable[[], bool],
+        building: Callable[[], AbstractContextManager[None]],
         emit: Emit,
     ) -> None:
         self._prompts, self._settings = prompts, settings
         self._model, self._adapter, self._folder, self._lora_file = model, adapter, folder, lora_file
-        self._is_stopped, self._emit = is_stopped, emit
+        self._is_stopped, self._building, self._emit = is_stopped, building, emit
         self._without: dict[str, Image.Image] = {}  # the base does not change, so its pictures are drawn once
         self._drawn_step: int | None = None
 
@@ -89,7 +91,7 @@ class Sampler:
         """Returns None when it was drawn, else why not; "" for a stop."""
         devices = [self._device] if self._device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices):
+            with self._building(), torch.random.fork_rng(devices=devices):
                 path = self._draw_prompt(step, number, prompt)
         except _StoppedError:
             return ""

@@ -15,7 +15,10 @@ from lora_trainer.adapters.table import ADAPTERS
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import TrainControl
 from lora_trainer.dataset.cache import TensorStore
+from lora_trainer.dataset.table_writing import format_table
 from lora_trainer.events import Emit, read_events
+from lora_trainer.files import write_bytes
+from lora_trainer.host.base import Lease
 from lora_trainer.inference.generate import GenerateSettings
 from lora_trainer.models.family import ModelSettings, Objective, Tensors, TrainableModel
 from lora_trainer.models.table import load_model
@@ -26,6 +29,7 @@ from lora_trainer.training.encoding import Encoder
 from lora_trainer.training.exporter import Exporter
 from lora_trainer.training.feeder import Feeder, FeederSettings
 from lora_trainer.training.loop import LoopSettings, Outcome, Trainer
+from lora_trainer.training.luggage import Luggage
 from lora_trainer.training.memory import MemoryLadder
 from lora_trainer.training.optimizers import averaged_weights, build_optimizer
 from lora_trainer.training.precision import Precision, choose_device, choose_precision
@@ -55,11 +59,14 @@ class TrainResult:
 class Session:
     """The objects of one start, made in order."""
 
-    def __init__(self, folder: RunFolder, config: TrainConfig, plan: TrainPlan, control: TrainControl, emit: Emit) -> None:
-        self.folder, self.config, self.plan, self.control, self.emit = folder, config, plan, control, emit
+    def __init__(
+        self, folder: RunFolder, config: TrainConfig, plan: TrainPlan, control: TrainControl, emit: Emit, lease: Lease
+    ) -> None:
+        self.folder, self.config, self.plan, self.control, self.emit, self.lease = folder, config, plan, control, emit, lease
         self.device = choose_device(config.device)
         self.precision = Precision(choose_precision(config.precision, self.device), self.device)
         self.disk = DiskGuard(control, self.poll, emit)
+        self.luggage = Luggage((), self.device)
         self.objective = Objective(
             min_snr_gamma=config.min_snr_gamma,
             debiased_estimation=config.debiased_estimation,
@@ -72,16 +79,19 @@ class Session:
         exporter = Exporter(self.config, self.folder, self.emit)
         for problem in self.plan.problems:
             self.emit("notice" if problem.severity == "notice" else "warning", message=str(problem))
-        model = self._load_model()
+        with self.lease.building():
+            model = self._load_model()
         self._compare_pictures(saved)
         targets = self._choose_targets(model)
         check_space(disk_needs(self.config, self.plan, model, targets))
         first_weights = self._read_start(model, targets) if saved is None else {}
         feeder, watched = self._fill_cache(model)
-        adapter = self._inject(model, targets)
-        adapter.load_host_tensors(first_weights)
-        optimizer = build_optimizer(self.config.optimizer, self._groups(adapter), weight_decay=self.config.weight_decay)
-        state = self._restore(saved, adapter, optimizer)
+        with self.lease.building():
+            adapter = self._inject(model, targets)
+            adapter.load_host_tensors(first_weights)
+            optimizer = build_optimizer(self.config.optimizer, self._groups(adapter), weight_decay=self.config.weight_decay)
+            state = self._restore(saved, adapter, optimizer)
+        self.luggage = Luggage(model.modules, self.device, optimizer)
         exporter.prepare(model, adapter, optimizer, plan=self.plan, precision=self.precision)
         running = Running(
             session=self,
@@ -111,6 +121,7 @@ class Session:
                 zero_terminal_snr=self.config.zero_terminal_snr,
             )
         )
+        self.luggage = Luggage(model.modules, self.device)
         self.plan = replan(self.config, self.plan, model.resolution)
         self.emit("phase", name="loading the base model", done=1, total=1)
         for note in model.notes:
@@ -143,7 +154,8 @@ class Session:
         needs_texts = not settings.varies_captions and not settings.trains_text
         text_keys = encoder.encode_texts() if needs_texts else []
         watched = prepare_pictures(encoder, trains_text=settings.trains_text)
-        model.release_encoders(keep_text=not needs_texts)
+        with self.lease.building():
+            model.release_encoders(keep_text=not needs_texts)
         feeder = Feeder(
             items,
             self.plan.buckets,
@@ -162,7 +174,7 @@ class Session:
         return {part: model.lora_targets(part, self.config.target_modules) for part in trained}
 
     def _compare_pictures(self, saved: tuple[TrainState, Tensors, dict[str, Any]] | None) -> None:
-        """Tells when a continued run has other pictures or captions than before."""
+        """Tells when a continued run has other pictures or captions than before, and keeps those of now."""
         before, count, key = self.folder.read_job(), len(self.plan.items), self.plan.data_key
         if saved and before.get("data_key") not in (None, key):
             self.emit(
@@ -171,6 +183,9 @@ class Session:
                 f"{count} now). It goes on from step {saved[0].step} with those of now; --fresh starts over.",
             )
         self.folder.update_job(num_items=count, data_key=key)
+        own = self.plan.held_out if self.config.validation_dir is None else ()  # else they are named in another folder
+        captions = {item.name: item.caption for item in (*self.plan.scan.items, *own)}
+        write_bytes(self.folder.captions_path, format_table(captions, ".csv"))
 
     def _read_start(self, model: TrainableModel, targets: dict[str, list[str]]) -> dict[ModuleName, Tensors]:
         """Returns the weights that the run starts from, {} for new ones; read before the long work of encoding."""
@@ -274,6 +289,7 @@ class Session:
             folder=self.folder,
             lora_file=exporter.file_of,
             is_stopped=self._is_stopped,
+            building=self.lease.building,
             emit=self.emit,
         )
 
@@ -281,6 +297,7 @@ class Session:
         def report(done: int, total: int) -> None:
             self.emit("phase", name=name, done=done, total=total)
             self._check_stop()
+            self.lease.give_way(self.luggage.away, self.luggage.back, is_paused=lambda: False)
 
         return report
 
@@ -316,9 +333,10 @@ class Running:
             self.exporter.export_step(self.state.step, self._epoch())
         with averaged_weights(self.optimizer):
             self._keep(lambda: self.validator.begin(self.state.step))
-        outcome = self._make_trainer().run()
+        trainer = self._make_trainer()
+        outcome = trainer.run()
         path = self._finish() if outcome == "finished" else None
-        return TrainResult(outcome, self.state.step, path)
+        return TrainResult(outcome, trainer.saved_step, path)
 
     def _make_trainer(self) -> Trainer:
         session = self.session
@@ -334,6 +352,8 @@ class Running:
             state=self.state,
             control=session.control,
             poll=session.poll,
+            lease=session.lease,
+            luggage=session.luggage,
             emit=session.emit,
             save=lambda: session.disk.run(session.folder.path, f"the state of step {self.state.step}", self._save),
             after_save=self._look,

@@ -6,8 +6,6 @@ The loss of training pictures shows progress only: it goes on falling while a Lo
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +17,9 @@ import torch
 from lora_trainer.adapters.adapter import Adapter
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.dataset.buckets import crop_geometry
+from lora_trainer.dataset.losses import PictureLoss, read_losses, write_losses
 from lora_trainer.dataset.sampler import item_seed, stable_order
 from lora_trainer.events import Emit, fold_steps, read_events
-from lora_trainer.files import write_text
 from lora_trainer.inference.generate import evaluating
 from lora_trainer.models.family import Objective, Tensors, TrainableModel
 from lora_trainer.plan import TrainPlan
@@ -39,7 +37,6 @@ PASSES_PER_ITEM = 3  # forward and backward of one item take as long as about th
 GAIN_LOST = 0.1  # of what was gained on held-out pictures: losing more than this share again is called over-training
 LEARNED = -0.02  # usual change of a picture's loss; with less, none was learned and none stands out
 STANDS_OUT_GAIN, STANDS_OUT_DEVIATIONS = 0.25, 3.0  # share of the usual change, and distance from it
-TABLE_NAME = "picture_losses.csv"
 
 
 @dataclass(frozen=True)
@@ -108,19 +105,6 @@ def _affordable_pictures(plan: TrainPlan, config: TrainConfig) -> int:
     return min(MOST_PICTURES, max(CURVE_PICTURES, int(forwards / (2 * NUM_LEVELS))))
 
 
-@dataclass
-class _PictureLoss:
-    """A picture's loss with the untouched base, and when it was last looked at."""
-
-    first: float
-    last: float
-
-    @property
-    def change(self) -> float:
-        """-0.1 for a loss that fell by a tenth."""
-        return self.last / self.first - 1.0 if self.first else 0.0
-
-
 class Validator:
     """Looks at the pictures when something was saved, and keeps what it finds in the run folder.
 
@@ -159,18 +143,18 @@ class Validator:
         self._least_gap = 1 if are_held_out else math.ceil(forwards / (COST_SHARE * PASSES_PER_ITEM * items_per_step))
         self._at_once = NUM_LEVELS
         self._curve: dict[int, float] = {}
-        self._table: dict[str, _PictureLoss] = {}
+        self._table: dict[str, PictureLoss] = {}
 
     def begin(self, step: int) -> None:
         """Takes up what earlier starts found, and looks at the base where they did not. `step`: where this start goes on."""
         history = fold_steps(read_events(self._folder.events_path), "validated")
         self._curve = {event.data["step"]: event.data["loss"] for event in history}
-        self._table = read_table(self._folder.path / TABLE_NAME)
+        self._table = read_losses(self._folder.losses_path)
         unseen = [picture for picture in self._pictures if picture.name not in self._table]
         if unseen:
             with self._adapter.disabled():
                 losses = self._measure(unseen)
-            self._table |= {name: _PictureLoss(loss, loss) for name, loss in losses.items()}
+            self._table |= {name: PictureLoss(loss, loss) for name, loss in losses.items()}
         if self._is_known() and 0 not in self._curve:
             self._report(0, {picture.name: self._table[picture.name].first for picture in self._pictures})
         if self._are_held_out and step > 0:
@@ -209,7 +193,8 @@ class Validator:
             self._emit(
                 "warning",
                 message=f"{len(worst)} of {len(self._pictures)} pictures hardly got better while others were learned: {listed}. "
-                f"See whether their captions say what is in them, or leave them out. {TABLE_NAME} has all of them.",
+                f"See whether their captions say what is in them, or leave them out. "
+                f"{self._folder.losses_path.name} has all of them.",
             )
 
     def _is_known(self) -> bool:
@@ -222,7 +207,7 @@ class Validator:
     def _report(self, step: int, losses: Mapping[str, float]) -> None:
         for name, loss in losses.items():
             self._table[name].last = loss
-        write_table(self._folder.path / TABLE_NAME, self._table)
+        write_losses(self._folder.losses_path, self._table)
         self._curve[step] = statistics.fmean(losses[picture.name] for picture in self._on_the_way)
         base = statistics.fmean(self._table[picture.name].first for picture in self._on_the_way)
         self._emit("validated", step=step, loss=self._curve[step], held_out=self._are_held_out, base_loss=base)
@@ -329,22 +314,3 @@ def find_unlearned(changes: Mapping[str, float]) -> dict[str, float]:
     worst = sorted((name for name in changes if changes[name] > limit), key=lambda name: -changes[name])
     is_exception = usual < LEARNED and len(worst) <= max(1, len(changes) // 5)
     return {name: changes[name] for name in worst} if is_exception else {}
-
-
-def read_table(path: Path) -> dict[str, _PictureLoss]:
-    """Returns the first and last loss by picture; {} where there is no readable table."""
-    try:
-        rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
-        return {row["picture"]: _PictureLoss(float(row["first"]), float(row["last"])) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def write_table(path: Path, table: Mapping[str, _PictureLoss]) -> None:
-    """Writes the losses as CSV, worst change first. With a byte-order mark, by which spreadsheets know that it is UTF-8."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("picture", "first", "last", "change"))
-    for name, loss in sorted(table.items(), key=lambda entry: (-entry[1].change, entry[0])):
-        writer.writerow((name, repr(loss.first), repr(loss.last), f"{loss.change:.4f}"))
-    write_text(path, "\ufeff" + text.getvalue())

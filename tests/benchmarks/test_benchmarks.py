@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import caching, memory, precision, step_time
+from benchmarks import caching, captions, grid, memory, precision, quality_report, step_time
 from benchmarks.report import Row, describe_spread, format_section
 from benchmarks.workload import TINY, BareLoop, inject_by_hand, inject_by_peft, load_base, make_batches, make_config
 
@@ -45,11 +45,31 @@ def test_caching(capsys):
     assert float(found["caching 4, small VAE"].split()[0]) > 0
 
 
+def test_captions(capsys):
+    captions.main(["--captions", "9"])
+    found = figures(capsys.readouterr().out)
+    assert {"change all, .txt", "undo of all, metadata.csv"} <= found.keys()
+
+
+def test_quality_report(capsys):
+    quality_report.main(["--pictures", "6", "--side", "96"])
+    found = figures(capsys.readouterr().out)
+    assert float(found["processor time of a picture"].split()[0]) > 0
+
+
 def test_precision(capsys):
     precision.main(["--tiny", "--steps", "2"])
     found = figures(capsys.readouterr().out)
     in_bf16, total = found["matrix products, convolutions and norms in bf16"].split(" of ")
     assert in_bf16 == total and int(total) > 100
+
+
+def test_grid(capsys):
+    grid.main(["--tiny", "--rounds", "2", "--steps", "2"])
+    found = figures(capsys.readouterr().out)
+    assert float(found["grid / bare loop"].split()[0]) > 0
+    # What is compared is the same work: the same pictures.
+    assert float(found["largest difference of their pictures"].split()[0]) <= 2
 
 
 def test_a_bf16_step_widens_nothing_but_gradients_and_the_prediction(tmp_path):

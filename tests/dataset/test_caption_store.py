@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.dataset.caption_store import KEPT_FOLDER, CaptionStore
+from lora_trainer.dataset.caption_store import CaptionStore
 from lora_trainer.dataset.captions import read_captions
+from lora_trainer.dataset.journal import KEPT_FOLDER
 from lora_trainer.dataset.scan import list_files, picture_names
 from lora_trainer.dataset.table_writing import format_table
 from lora_trainer.dataset.tables import clean_caption, read_table

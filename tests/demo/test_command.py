@@ -45,7 +45,7 @@ def test_ends_with_a_lora_and_a_sheet_and_says_what_to_do_next(small: Path, caps
     assert [check.name for check in self_test(lora, webui_layers(BASE)) if not check.passed] == []
     with Image.open(sheet) as picture:
         assert picture.info["parameters"].startswith(f"{command.PROMPTS[0]} <lora:demo_ink:1>\nSteps: 2, Sampler: Euler a")
-        assert 'Sheet weights: "0, 0.3, 0.5, 0.7, 1"' in picture.info["parameters"]
+        assert 'Sheet weights: "0, 0.3, 0.5, 0.7, 0.9, 1"' in picture.info["parameters"]
     written, captions = lora.stat().st_mtime_ns, table.read_bytes()
     assert demo.main(["--output", str(small)]) == 0
     assert "earlier demo" in capsys.readouterr().out

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks.miniature import generate
-from benchmarks.miniature_lora import losses, saturation, train_lora
+from benchmarks.miniature_lora import column, draw, losses, saturation, train_lora
+from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.captioning.blip import load as load_blip
 from lora_trainer.captioning.captioner import CaptionerSettings
 from lora_trainer.demo.assets import BASE, CAPTIONER, CLIP, DATA_SETS
@@ -21,9 +21,6 @@ from lora_trainer.demo.recipe.judge import dominant_colour, shape_scenes
 from lora_trainer.demo.recipe.paint import paint
 from lora_trainer.demo.recipe.scenes import caption, draw_scene
 from lora_trainer.demo.recipe.train_vae import UNSEEN, reconstruction_psnr
-from lora_trainer.inference.generate import GenerateSettings
-from lora_trainer.inference.loras import LoraUse
-from lora_trainer.inference.sheet import weight_sheet
 from lora_trainer.models.detect import detect
 from lora_trainer.models.diffusion import DiffusionModel
 from lora_trainer.models.family import ModelSettings
@@ -75,10 +72,8 @@ def test_a_lora_learns_the_style_and_its_weight_rules_it(model: DiffusionModel, 
     path, events = train_lora(tmp_path / "ink", DATA_SETS / "ink", max_train_steps=90)
     curve = losses(events)
     assert curve[90] < curve[0]
-    settings = GenerateSettings("", width=128, height=128, steps=10, cfg_scale=4.0, seed=3)
     prompts = ["blue mountains behind a lake with a red boat by day", "green hills behind the sea with the sun at sunset"]
-    sheet = weight_sheet(model, [LoraUse(path)], prompts, settings, weights=(0.0, 0.5, 1.0))
-    colours = np.array([[saturation(sheet.pictures[row, weight]) for weight in (0.0, 0.5, 1.0)] for row in range(2)])
-    assert (colours[:, 2] < 0.75 * colours[:, 0]).all(), colours
-    assert (colours[:, 1] < colours[:, 0]).all(), colours
-    assert all(isinstance(picture, Image.Image) for picture in sheet.pictures.values())
+    grid = draw(model, [LoraUse(path)], prompts, (0.0, 0.5, 1.0), steps=10)
+    colours = np.array([[saturation(picture) for picture in column(grid, weight)] for weight in (0.0, 0.5, 1.0)])
+    assert (colours[2] < 0.75 * colours[0]).all(), colours
+    assert (colours[1] < colours[0]).all(), colours

@@ -1,4 +1,4 @@
-"""The weight sheet: its pictures, its words, and the parameters in the file."""
+"""Sheets of pictures: their layout, their words, and the parameters in the file."""
 
 from __future__ import annotations
 
@@ -9,47 +9,13 @@ import pytest
 from PIL import Image, ImageFont
 
 from lora_trainer.adapters.container import model_hash
-from lora_trainer.errors import ConfigError
+from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.inference import lettering
-from lora_trainer.inference.generate import GenerateSettings, generate
+from lora_trainer.inference.generate import GenerateSettings
 from lora_trainer.inference.infotext import describe, save_png
 from lora_trainer.inference.lettering import Lettering
-from lora_trainer.inference.loras import LoraUse, applied
-from lora_trainer.inference.sheet import draw_grid, weight_sheet
-from tests.inference.conftest import MakeLora, assert_same_weights, weights_of
-
-SETTINGS = GenerateSettings("", "blurry", width=64, height=64, steps=2, cfg_scale=5.0, seed=9)
-PROMPTS = ("a boat, a lake", "水墨画：红色的房子")
-
-
-@pytest.mark.hosts
-def test_sheet_holds_the_base_first_and_then_each_weight(sd1: Any, make_lora: MakeLora, tmp_path: Path) -> None:
-    path, before, seen = make_lora(sd1), weights_of(sd1), []
-    sheet = weight_sheet(
-        sd1,
-        [LoraUse(path)],
-        PROMPTS,
-        SETTINGS,
-        weights=(0.7, 1.0, 0.7),
-        on_picture=lambda done, total: seen.append((done, total)),
-    )
-    assert_same_weights(sd1, before)
-    assert seen == [(done, 6) for done in range(1, 7)]
-    assert list(sheet.pictures) == [(row, weight) for weight in (0.0, 0.7, 1.0) for row in (0, 1)]
-    second = GenerateSettings(PROMPTS[1], "blurry", width=64, height=64, steps=2, cfg_scale=5.0, seed=9)
-    assert sheet.pictures[1, 0.0].tobytes() == generate(sd1, second).tobytes()
-    with applied(sd1, [LoraUse(path, 0.7)]):
-        assert sheet.pictures[1, 0.7].tobytes() == generate(sd1, second).tobytes()
-    with Image.open(sheet.save(tmp_path / "sheet.png")) as saved:
-        assert saved.size == sheet.picture.size
-        assert saved.info["parameters"] == sheet.parameters
-    assert PROMPTS[1] in sheet.parameters
-    assert 'Sheet weights: "0, 0.7, 1"' in sheet.parameters
-
-
-def test_sheet_without_prompts_is_an_error(sd1: Any, make_lora: MakeLora) -> None:
-    with pytest.raises(ConfigError, match=r"prompts: is empty"):
-        weight_sheet(sd1, [LoraUse(make_lora(sd1))], [], SETTINGS)
+from lora_trainer.inference.sheet import draw_grid
+from tests.inference.conftest import MakeLora
 
 
 def test_parameters_are_written_as_the_webui_writes_them(sd1: Any, make_lora: MakeLora) -> None:
@@ -78,7 +44,10 @@ def test_text_of_any_language_is_read_back_from_the_png(tmp_path: Path, text: st
 @pytest.mark.parametrize("size", [(64, 64), (128, 96), (512, 768), (1024, 1024)])
 def test_grid_is_large_enough_to_look_at_and_small_enough_to_open(size: tuple[int, int]) -> None:
     rows = ["", "a boat " * 100, "水墨画，红色的房子。" * 60, "x" * 3000]
-    pictures = [[Image.new("RGB", size, (20 * column, 0, 90)) for column in range(5)] for _ in rows]
+    pictures: list[list[Image.Image | None]] = [
+        [Image.new("RGB", size, (20 * column, 0, 90)) for column in range(5)] for _ in rows
+    ]
+    pictures[0][0] = pictures[2][4] = None  # not drawn yet
     sheet = draw_grid(pictures, title="水墨 " * 40, columns=["very long heading " * 9] * 5, rows=rows, footer="f" * 999)
     assert 5 * 192 < sheet.width < 5 * 560
     colours = sheet.convert("P", palette=Image.Palette.ADAPTIVE)

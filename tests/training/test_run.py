@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 
 from lora_trainer.control import TrainControl
+from lora_trainer.dataset.caption_store import CaptionStore
 from lora_trainer.errors import ConfigError, RunFolderError, TrainingError
 from lora_trainer.events import fold_steps, read_events
 from lora_trainer.run_folder import RunFolder
@@ -141,6 +142,22 @@ def test_save_pause_continue_and_stop_reach_a_running_training(toy_config):
     assert folder.status == "stopped"
 
 
+def test_discard_stops_at_the_last_save_and_the_run_goes_on_from_there(toy_config):
+    control = TrainControl()
+
+    def watch(event):
+        if event.kind == "step" and event.data["step"] == 7:
+            control.request("discard")
+
+    result = train(toy_config(), control=control, watch=watch)
+    assert (result.status, result.step) == ("stopped", 5)
+    folder = RunFolder(toy_config().output_dir)
+    assert folder.read_job()["step"] == 5
+    assert [path.name for path in folder.path.glob("*-step*")] == ["toy-step00000005.safetensors"]
+    _, events = run(toy_config())
+    assert [event.data["step"] for event in events if event.kind == "resumed"] == [5]
+
+
 def test_a_stop_while_caching_is_a_stop(toy_config):
     control = TrainControl()
     result = train(toy_config(), control=control, watch=lambda event: control.request("stop"))
@@ -196,6 +213,16 @@ def test_job_file_is_json_with_what_a_page_needs(toy_config):
     assert job["status"] == "finished" and job["step"] == TOTAL_STEPS and job["started_at"] > 0
 
 
+def test_a_run_keeps_its_captions_and_a_set_takes_them_back(toy_config, pictures):
+    config = toy_config(validation_share="0.34", max_train_steps="1")
+    folder = RunFolder(run(config)[0].path.parent)
+    store = CaptionStore(pictures)
+    trained = store.read().captions
+    store.save_all(dict.fromkeys(trained, "spoilt"), None, title="spoil")
+    store.take_table(folder.captions_path)
+    assert store.read().captions == trained
+
+
 def test_an_extended_run_keeps_the_file_that_it_had_finished_with(toy_config):
     first, _ = run(toy_config())
     before = safetensors.torch.load(first.path.read_bytes())
@@ -227,3 +254,16 @@ def test_memory_that_runs_out_while_loading_is_explained(toy_config, monkeypatch
     monkeypatch.setattr(session, "load_model", load)
     with pytest.raises(TrainingError, match=r"out of memory .*Lower resolution"):
         run(toy_config())
+
+
+@pytest.mark.parametrize(("replace_lora", "name"), [(False, "toy-2"), (True, "toy")])
+def test_a_lora_of_the_same_name_is_replaced_only_when_asked(toy_config, tmp_path, replace_lora, name):
+    lora_dir = tmp_path / "Lora"
+    lora_dir.mkdir()
+    for suffix in (".safetensors", ".json", ".png"):
+        (lora_dir / f"toy{suffix}").write_bytes(b"somebody's")
+    config = toy_config(lora_dir=lora_dir, replace_lora=replace_lora, max_train_steps=2)
+    train(config, control=TrainControl(), watch=lambda event: None)
+    assert (lora_dir / f"{name}.safetensors").stat().st_size > 100
+    assert ((lora_dir / "toy.safetensors").read_bytes() == b"somebody's") is not replace_lora
+    assert json.loads((lora_dir / f"{name}.json").read_text(encoding="utf-8"))["preferred weight"] == 0.7

@@ -9,13 +9,14 @@ import torch
 
 from lora_trainer.cli import _describe_validation, describe_plan
 from lora_trainer.config.check import check_config
+from lora_trainer.dataset.losses import read_losses, write_losses
 from lora_trainer.dataset.sampler import stable_order
 from lora_trainer.errors import ConfigError
 from lora_trainer.events import TrainEvent, fold_steps, read_events
 from lora_trainer.plan import make_plan
 from lora_trainer.progress import draw_curve
 from lora_trainer.run_folder import RunFolder
-from lora_trainer.training.validation import find_unlearned, read_table, recommend, write_table
+from lora_trainer.training.validation import find_unlearned, recommend
 from tests.training import toy
 from tests.training.test_families import article_config
 from tests.training.test_families import run as run_family
@@ -158,15 +159,15 @@ def test_the_table_has_every_watched_picture(toy_config):
 
 @pytest.mark.parametrize("name", ["plain.png", 'with "quotes", commas.png', "水墨 竹.png", "line\nend.png"])
 def test_the_table_keeps_any_name_and_every_bit(tmp_path, name):
-    table = read_table(tmp_path / "none.csv")
+    table = read_losses(tmp_path / "none.csv")
     assert table == {}
     (tmp_path / "a.csv").write_text("picture,first,last,change\nold.png,0.1,0.30000000000000004,2\n", encoding="utf-8")
-    table = read_table(tmp_path / "a.csv")
+    table = read_losses(tmp_path / "a.csv")
     table[name] = table["old.png"]
-    write_table(tmp_path / "b.csv", table)
-    assert read_table(tmp_path / "b.csv") == table
+    write_losses(tmp_path / "b.csv", table)
+    assert read_losses(tmp_path / "b.csv") == table
     (tmp_path / "b.csv").write_text("nonsense\n1,2\n", encoding="utf-8")
-    assert read_table(tmp_path / "b.csv") == {}
+    assert read_losses(tmp_path / "b.csv") == {}
 
 
 class TestRecommendation:
@@ -341,7 +342,7 @@ def test_the_curve_is_plain_text_with_its_lowest_point():
 def test_a_short_run_watches_few_pictures_and_a_longer_one_more(toy_config, more_pictures):
     def num_watched(**changes):
         result, _ = run(toy_config(**{"validation_pictures": "", "batch_size": "6", "save_steps": "0", **changes}), fresh=True)
-        return len(read_table(result.path.parent / "picture_losses.csv"))
+        return len(read_losses(result.path.parent / "picture_losses.csv"))
 
     # 6 items a step, three forwards' time each; a twentieth of that, over two looks at 4 levels.
     assert num_watched(max_train_steps="10") == 8

@@ -47,6 +47,7 @@ class ToyModel:
         net = nn.ModuleDict({name: nn.Linear(WIDTH, WIDTH, bias=False) for name in ("to_q", "to_v")})
         net.load_state_dict({name.removeprefix("toy."): tensor for name, tensor in weights.items()})
         self.parts: dict[str, nn.Module] = {"denoiser": net.to(settings.device, settings.dtype)}
+        self.modules = tuple(self.parts.values())
 
     def encode_pictures(self, pixels: Tensor) -> Tensors:
         return {"latents": nn.functional.adaptive_avg_pool2d(pixels, 4).flatten(1)}

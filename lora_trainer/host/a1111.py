@@ -1,0 +1,58 @@
+"""AUTOMATIC1111's WebUI: its models are moved by its own functions, which know of --medvram and --lowvram."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from modules import sd_models, shared
+
+from lora_trainer.host.webui import WebUI
+
+
+class A1111(WebUI):
+    """See `webui.WebUI`."""
+
+    name = "a1111"
+    label = "AUTOMATIC1111"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._away: list[Any] = []
+
+    def wait_for_start(self) -> None:
+        if not shared.cmd_opts.skip_load_model_at_start:
+            sd_models.model_data.get_sd_model()  # loads it, or waits for the thread that does
+
+    def make_room(self) -> None:
+        for model in _loaded_models():
+            if model.lowvram or next(model.parameters()).device.type == shared.device.type:
+                self._away.append(model)
+                sd_models.send_model_to_cpu(model)
+
+    def bring_back(self) -> None:
+        while self._away:
+            model = self._away.pop()
+            if model in _loaded_models():  # else the WebUI dropped it meanwhile
+                sd_models.send_model_to_device(model)
+
+    def forget_lora(self, path: Path) -> None:
+        networks = sys.modules.get("networks")  # of the built-in extension Lora, which can be switched off
+        if networks is None:
+            return
+        held = networks.networks_in_memory
+        for name in [name for name, network in held.items() if Path(network.network_on_disk.filename) == path]:
+            del held[name]
+        # A layer is computed anew only when the list of names changes, so it is made empty: as after a prompt without LoRA.
+        networks.loaded_networks.clear()
+        for model in _loaded_models():
+            for layer in getattr(model, "network_layer_mapping", {}).values():
+                networks.network_apply_weights(layer)
+        networks.list_available_networks()
+
+
+def _loaded_models() -> list[Any]:
+    data = sd_models.model_data
+    current = [] if data.sd_model is None else [data.sd_model]
+    return current + [model for model in data.loaded_sd_models if model is not data.sd_model]

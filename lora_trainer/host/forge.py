@@ -1,0 +1,77 @@
+"""Forge, Forge Neo and reForge: they move models by a memory manager of their own, and load them when they draw.
+
+So nothing has to be brought back, and whether a generation fits beside a training they see for themselves. What needs their
+model runs in their main thread. Written from their sources.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from modules import sd_models
+from modules_forge import main_thread
+
+from lora_trainer.host.webui import WebUI
+
+
+class Forge(WebUI):
+    """See `webui.WebUI`."""
+
+    name = "forge"
+    label = "Forge"
+    memory_manager = "backend.memory_management"
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        outcome: list[Any] = []
+        errors: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                outcome.append(function())
+            except BaseException as error:  # their thread would print it and go on
+                errors.append(error)
+
+        main_thread.run_and_wait_result(call)
+        if errors:
+            raise errors[0]
+        return outcome[0]
+
+    def wait_for_start(self) -> None:
+        self.run(lambda: None)  # what is loaded at the start is loaded in their main thread
+
+    def make_room(self) -> None:
+        self.run(importlib.import_module(self.memory_manager).unload_all_models)
+
+    def bring_back(self) -> None:
+        pass
+
+    def forget_lora(self, path: Path) -> None:
+        networks = sys.modules.get("networks")  # of their built-in LoRA extension, which can be switched off
+        if networks is None:
+            return
+        forget_files = getattr(networks.load_lora_state_dict, "cache_clear", None)  # Neo keeps no files
+        if forget_files is not None:
+            forget_files()
+        model = sd_models.model_data.sd_model
+        if hasattr(model, "current_lora_hash"):
+            model.current_lora_hash = ""  # equal to that of no prompt, so the next one merges its files anew
+        networks.list_available_networks()
+
+
+class ForgeNeo(Forge):
+    """See `Forge`."""
+
+    name = "forge_neo"
+    label = "Forge Neo"
+
+
+class ReForge(Forge):
+    """See `Forge`."""
+
+    name = "reforge"
+    label = "reForge"
+    memory_manager = "ldm_patched.modules.model_management"

@@ -1,0 +1,271 @@
+"""A WebUI as host: what AUTOMATIC1111's has in common with its descendants. How each moves its models is in their own files.
+
+Imported only in a WebUI's process, when its own modules are loaded.
+"""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from modules import call_queue, processing, sd_models, sd_vae, shared
+
+from lora_trainer.errors import HostError
+from lora_trainer.host.base import Folders, HostOptions, Lease, ModelFile, wait_while
+from lora_trainer.host.queue_lock import QueueLock
+from lora_trainer.host.settings import read_folders, read_options
+
+GENERATION_BYTES = 4 * 2**30  # what drawing a picture takes beside the model: SDXL at 1024 pixels, its VAE included
+
+
+class WebUI(ABC):
+    """See `base.Host`. One a process: it knows which thread of ours holds the WebUI's lock."""
+
+    name: str
+    label: str
+
+    def __init__(self) -> None:
+        self.lock = QueueLock(call_queue.queue_lock)
+
+    @property
+    def title(self) -> str:
+        from modules import launch_utils
+
+        return f"{self.label} {launch_utils.git_tag()}"
+
+    def folders(self) -> Folders:
+        return read_folders()
+
+    def options(self) -> HostOptions:
+        return read_options()
+
+    def checkpoints(self) -> Sequence[ModelFile]:
+        current = sd_models.checkpoint_aliases.get(shared.opts.data.get("sd_model_checkpoint"))
+        listed = sorted(sd_models.checkpoints_list.values(), key=lambda info: info is not current)  # the others keep their order
+        return [ModelFile(info.title, Path(info.filename).absolute()) for info in listed]
+
+    def vaes(self) -> Sequence[ModelFile]:
+        return [ModelFile(name, Path(path).absolute()) for name, path in sd_vae.vae_dict.items()]
+
+    @contextmanager
+    def borrow_device(self, title: str) -> Iterator[Lease]:
+        self.wait_for_start()
+        lease = WebUILease(self, title)
+        try:
+            with _current_device():
+                lease.take()
+                yield lease
+        except BaseException as error:
+            _clear_frames(error)
+            raise
+        finally:
+            gc.collect()  # what the job left on the device, before the WebUI's models come back
+            lease.give_back()
+
+    def lora_changed(self, path: Path) -> None:
+        with self.lock:
+            self.forget_lora(path)
+
+    def generate(self, prompt: str, **settings: Any) -> Any:
+        if self.lock.is_held():
+            raise HostError(f"{self.title} cannot draw a picture for the very job that borrowed its device.")
+        with self.lock:
+            try:
+                return self.run(lambda: self._draw(prompt, **settings))
+            except Exception as error:
+                raise HostError(f"{self.title} could not draw the picture: {type(error).__name__}: {error}") from error
+
+    def _draw(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        width: int = 512,
+        height: int = 512,
+        steps: int = 20,
+        cfg_scale: float = 7.0,
+        seed: int = 0,
+        sampler: str = "euler_a",
+    ) -> Any:
+        sampler_name, scheduler = _host_sampler(sampler)
+        request = processing.StableDiffusionProcessingTxt2Img(
+            sd_model=shared.sd_model,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            width=width,
+            height=height,
+            steps=steps,
+            cfg_scale=cfg_scale,
+            seed=seed,
+            sampler_name=sampler_name,
+            scheduler=scheduler,
+            do_not_save_samples=True,
+            do_not_save_grid=True,
+        )
+        shared.state.begin(job="lora_trainer")
+        try:
+            with closing(request):
+                return processing.process_images(request).images[0]
+        finally:
+            shared.state.end()
+
+    def both_fit(self) -> bool:
+        """Whether the card has room for the WebUI's model and a generation beside what was used since the job took the device."""
+        import torch
+
+        if torch.device(shared.device).type != "cuda":
+            # Apple's memory is shared with everything else, so nothing is free for sure.
+            return bool(torch.device(shared.device).type == "cpu")
+        unused = torch.cuda.memory_reserved() - torch.cuda.max_memory_allocated()
+        return bool(torch.cuda.mem_get_info()[0] + unused >= self._model_bytes() + GENERATION_BYTES)
+
+    def _model_bytes(self) -> int:
+        model = sd_models.model_data.sd_model
+        if hasattr(model, "parameters"):
+            return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        info = sd_models.checkpoint_aliases.get(shared.opts.data.get("sd_model_checkpoint"))
+        return Path(info.filename).stat().st_size if info else 0
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        """Runs something that needs the WebUI's model, in the thread where the WebUI would. The lock is held."""
+        return function()
+
+    @abstractmethod
+    def wait_for_start(self) -> None:
+        """Returns when the model that the WebUI loads at its start is loaded; the lock does not tell."""
+
+    @abstractmethod
+    def make_room(self) -> None:
+        """Moves the WebUI's models off the device. The lock is held."""
+
+    @abstractmethod
+    def bring_back(self) -> None:
+        """Moves what `make_room` moved back, if anything is still away. The lock is held."""
+
+    @abstractmethod
+    def forget_lora(self, path: Path) -> None:
+        """Drops what the WebUI holds of the LoRA file, and lists the files anew. The lock is held."""
+
+
+class WebUILease:
+    """See `base.Lease`. Until the first step the lock is held; then it is known whether both models fit.
+
+    If they do, the WebUI has its model and its lock back, and the lock is taken only to build and to move. If not, or if memory
+    runs out later, it is held to the end, but for the moments in which we give way.
+    """
+
+    def __init__(self, host: WebUI, title: str) -> None:
+        self._host, self._title, self._lock = host, title, host.lock
+        self._holds = False
+        self._num_shown = 0
+
+    def take(self) -> None:
+        """Takes lock and device."""
+        self._lock.__enter__()
+        self._holds = True
+        self._start()
+        self._forget_peak()
+
+    def give_back(self) -> None:
+        """Gives both back, where they are held."""
+        if not self._holds:
+            return
+        self._holds = False
+        try:
+            self._end()
+        finally:
+            self._lock.__exit__()
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        with self._lock:
+            yield
+
+    def is_waited_for(self) -> bool:
+        return self._holds and self._lock.is_waited_for()
+
+    def claim(self) -> bool:
+        if self._holds:
+            return False
+        self.take()
+        return True
+
+    def show(self, done: int, total: int) -> None:
+        self._num_shown += 1
+        if self._num_shown == 2 and self._host.both_fit():
+            self.give_back()
+        if self._holds:
+            shared.state.job_no, shared.state.job_count = done, total
+            shared.state.textinfo = f"{self._title}: {done} of {total}"
+
+    def give_way(self, away: Callable[[], None], back: Callable[[], None], *, is_paused: Callable[[], bool]) -> None:
+        is_wanted = self.is_waited_for() and self._host.options().gives_way
+        if not is_wanted and not is_paused():
+            return
+        with self.building():
+            away()
+            if self._holds:
+                self._lend(is_paused)
+                back()
+                return
+        wait_while(is_paused)
+        with self.building():
+            back()
+
+    def _lend(self, is_paused: Callable[[], bool]) -> None:
+        self._end()
+        if is_paused():
+            with self._lock.released():
+                wait_while(is_paused)
+        else:
+            self._lock.pass_on()
+        self._start()
+
+    def _start(self) -> None:
+        shared.state.begin(job=self._title)
+        shared.state.textinfo = self._title
+        self._host.make_room()
+
+    def _end(self) -> None:
+        try:
+            self._host.bring_back()
+        finally:
+            shared.state.end()
+
+    def _forget_peak(self) -> None:
+        """From here on the peak of the memory is that of the job."""
+        import torch
+
+        if torch.device(shared.device).type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+
+def _current_device() -> AbstractContextManager[object]:
+    """Within it the WebUI's card, which --device-id chooses, is this thread's current one, which "auto" means in training."""
+    import torch
+
+    device = torch.device(shared.device)
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Empties the frames that an error went through, whose variables would keep the job's tensors on the device."""
+    found: BaseException | None = error
+    while found is not None:
+        traceback.clear_frames(found.__traceback__)
+        found = found.__cause__ or found.__context__
+
+
+def _host_sampler(name: str) -> tuple[str, str]:
+    """Returns the WebUI's words for a sampler of ours, or the name itself where it is the WebUI's."""
+    from lora_trainer.inference.samplers import SAMPLERS
+
+    if name not in SAMPLERS.names():
+        return name, "Automatic"
+    options = SAMPLERS.get(name).options
+    return options["sampler"], options["schedule_type"]

@@ -1,0 +1,102 @@
+"""The kind "train": one training in the host, and what makes its file ready to use there."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.adapters.names import check_output_name
+from lora_trainer.config.check import check_config
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.errors import ConfigError, LoraTrainerError
+from lora_trainer.events import fold_steps, read_events
+from lora_trainer.files import write_bytes
+from lora_trainer.host.base import Host
+from lora_trainer.jobs.context import JobContext
+from lora_trainer.jobs.settings import train_config
+from lora_trainer.run_folder import RunFolder
+
+
+def prepare(settings: Mapping[str, Any], host: Host, title: str) -> Path:
+    """Judges the settings without reading pictures or base model, and makes the run folder.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    config = train_config(settings, host, title=title)
+    if config.lora_dir is not None:
+        config.lora_dir.mkdir(parents=True, exist_ok=True)
+    problems = check_config(config)
+    name_problem = check_output_name(config.name)
+    if name_problem is not None:
+        problems.append(name_problem)
+    if any(problem.severity == "error" for problem in problems):
+        raise ConfigError(problems)
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    return config.output_dir
+
+
+def run(settings: Mapping[str, Any], context: JobContext) -> Path | None:
+    """Trains; returns the file in the LoRA folder, or None when it was stopped."""
+    from lora_trainer.training.run import train
+
+    config = train_config(settings, context.host, folder=context.folder)
+    with context.borrow() as lease:
+        result = train(config, control=context.control, watch=context.watch, lease=lease)
+    if result.path is None:
+        return None
+    return _hand_over(config, result.path, context)
+
+
+def _hand_over(config: TrainConfig, path: Path, context: JobContext) -> Path:
+    """Returns the file that the host's users take, with its preview, and tells the host."""
+    folder = RunFolder(config.output_dir)
+    published = [name for name in folder.read_job().get("published", []) if name.endswith(".safetensors")]
+    if config.lora_dir is not None and published:
+        path = config.lora_dir / published[-1]
+        try:
+            _add_preview(folder, path)
+            _copy_to_second_folder(config, path, context.host)
+        except (OSError, LoraTrainerError) as error:  # the LoRA itself is there
+            context.emit("warning", message=f"the LoRA is finished; its preview or second copy could not be written: {error}")
+        context.host.lora_changed(path)
+    return path
+
+
+def _add_preview(folder: RunFolder, path: Path) -> None:
+    """Writes the last sample, without its left half drawn by the base alone, as the card's picture."""
+    from PIL import Image
+
+    from lora_trainer.training.samples import GAP
+
+    samples = fold_steps(read_events(folder.events_path), "sampled")
+    target = path.with_suffix(".png")
+    owned = folder.read_job().get("published", [])
+    if not samples or (target.exists() and target.name not in owned):
+        return
+    with Image.open(samples[-1].data["path"]) as pair:
+        side = (pair.width - GAP) // 2
+        data = io.BytesIO()
+        pair.convert("RGB").crop((pair.width - side, 0, pair.width, pair.height)).save(data, "PNG")
+    write_bytes(target, data.getvalue())
+    folder.update_job(published=sorted({*owned, target.name}))
+
+
+def _copy_to_second_folder(config: TrainConfig, path: Path, host: Host) -> None:
+    folder, second = RunFolder(config.output_dir), host.folders().second_lora_dir
+    if second is None or second.resolve() == path.parent.resolve():
+        return
+    from lora_trainer.adapters.folder import Card, publish
+
+    preview, owned = path.with_suffix(".png"), folder.read_job().get("published_second", [])
+    published = publish(
+        path,
+        second,
+        path.stem,
+        card=Card(description=config.comment, activation_text=config.trigger_words),
+        preview=preview.read_bytes() if preview.exists() else None,
+        owned=owned,
+    )
+    folder.update_job(published_second=sorted({*owned, *published.files}))

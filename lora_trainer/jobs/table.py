@@ -1,0 +1,25 @@
+"""The table of kinds of jobs. An entry is light; another kind is one line here and one module in `kinds`.
+
+An entry's target is `run(settings, context) -> Path | None`, called in the worker's thread: it returns the file that it made.
+Its option "prepare" names `prepare(settings, host, title) -> Path | None`, called when the job is queued: it raises a
+`ConfigError` for settings that cannot work, and returns the folder of the job's events where the job has one of its own.
+"""
+
+from __future__ import annotations
+
+from lora_trainer.registry import Entry, Registry
+
+_KINDS = "lora_trainer.jobs.kinds"
+
+
+def _kind(name: str, label: str, help: str) -> Entry:
+    return Entry(name, label, help, f"{_KINDS}.{name}:run", options={"prepare": f"{_KINDS}.{name}:prepare"})
+
+
+JOBS = Registry(
+    "kind of job",
+    (
+        _kind("train", "Training", "Trains a LoRA by the settings."),
+        _kind("caption", "Captions", "Writes first captions for the pictures of a folder."),
+    ),
+)

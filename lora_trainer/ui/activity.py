@@ -1,0 +1,54 @@
+"""What runs now, in one line at the top of the page, and the words for a job's status."""
+
+from __future__ import annotations
+
+import time
+
+from lora_trainer.jobs.view import JobView
+from lora_trainer.ui import markup
+from lora_trainer.ui.markup import word
+
+BEGINNING_SECONDS = 60
+
+
+def describe_activity(jobs: list[JobView]) -> str:
+    """Returns the line at the top: what runs, how far it is, how many jobs wait. The script ticks while it is marked active."""
+    active = next((job for job in jobs if job.is_active), None)
+    num_queued = sum(job.status == "queued" for job in jobs)
+    content = ""
+    if active is not None:
+        left = markup.describe_seconds(active.seconds_left)
+        where = f"{active.done} / {active.total}" if active.total else ""
+        content = (
+            f'<strong>{markup.escape(active.title)}</strong> <span class="lora_trainer_status is_{active.status}">'
+            f"{word_of_status(active.status)}</span> <span>{markup.escape(active.phase)} {where}</span>"
+            + (f" <span>{word('Time left')} {left}</span>" if left else "")
+            + markup.progress_bar(active.done, active.total, active.title)
+        )
+    if num_queued:
+        content += f" <span>{num_queued} {word('waiting in the queue')}</span>"
+    # A job that was queued a moment ago is about to begin.
+    is_beginning = any(job.status == "queued" and time.time() - job.created < BEGINNING_SECONDS for job in jobs)
+    marks = {"data_active": markup.as_attribute(active or is_beginning), "data_beat": _beat(active)}
+    return markup.box(content, "strip", *([] if content else ["is_idle"]), **marks)
+
+
+def word_of_status(status: str) -> str:
+    """Returns a status in words, for the page."""
+    words = {
+        "queued": word("queued"),
+        "waiting": word("waiting for the graphics card"),
+        "running": word("running"),
+        "paused": word("paused"),
+        "stopping": word("stopping"),
+        "stopped": word("stopped"),
+        "interrupted": word("interrupted"),
+        "failed": word("failed"),
+        "finished": word("finished"),
+    }
+    return words[status]
+
+
+def _beat(job: JobView | None) -> str:
+    """Returns what changes whenever something happened; also the time a little, so that the script sees an answer."""
+    return f"{time.time():.1f}-{job.num_events if job else 0}"

@@ -1,0 +1,177 @@
+"""What a training comes to before it starts: steps from the pictures' headers, time from an earlier run on the same base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.config.check import check_config
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.dataset.overview import Overview
+from lora_trainer.errors import ConfigError, LoraTrainerError, ModelError, Problem
+from lora_trainer.host.base import Host
+from lora_trainer.jobs.queue import JobQueue
+from lora_trainer.jobs.settings import train_config
+from lora_trainer.models.detect import Detection, detect
+from lora_trainer.models.table import FAMILIES
+from lora_trainer.ui import markup
+from lora_trainer.ui.markup import word
+
+USUAL_RESOLUTION = 512
+ENOUGH_TO_HOLD_BACK = 20
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found out about settings without decoding a picture or loading a model.
+
+    Attributes:
+        config: the settings, None while they cannot be read.
+        problems: errors first.
+        detection: of the base model, None while there is none.
+    """
+
+    config: TrainConfig | None
+    problems: tuple[Problem, ...]
+    detection: Detection | None
+
+    @property
+    def has_errors(self) -> bool:
+        return any(problem.severity == "error" for problem in self.problems)
+
+
+def examine(settings: Mapping[str, Any], overview: Overview | None, host: Host, title: str) -> Examination:
+    """Returns everything that is wrong with settings, and what their base model is."""
+    problems: list[Problem] = []
+    config = detection = None
+    try:
+        config = train_config(settings, host, title=title)
+        # The host's own LoRA folder is made when the training is queued.
+        own_folder = host.folders().lora_dir
+        problems += [found for found in check_config(config) if found.field != "lora_dir" or config.lora_dir != own_folder]
+    except ConfigError as error:
+        problems += error.problems
+    path = find_base(settings.get("base_model"), host)
+    if path is not None and path.exists():
+        try:
+            detection = detect_base(path)
+            problems += [Problem("base_model", note, "notice") for note in detection.notes]
+        except ModelError as error:
+            problems.append(Problem("base_model", str(error)))
+    if overview is not None and not overview.usable:
+        problems.append(_nothing_to_train(overview))
+    order = {"error": 0, "warning": 1, "notice": 2}
+    return Examination(config, tuple(sorted(problems, key=lambda problem: order[problem.severity])), detection)
+
+
+def find_base(value: Any, host: Host) -> Path | None:
+    """Returns the base model of a name that the host shows, or of a path; None for nothing."""
+    text = str(value or "").strip()
+    if not text:
+        return None
+    return next((model.path for model in host.checkpoints() if model.name == text), Path(text).expanduser())
+
+
+def detect_base(path: Path) -> Detection:
+    """Returns what a base model is, remembered until the file changes.
+
+    Raises:
+        ModelError: it is none, or none that can be trained.
+    """
+    return _detect(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _detect(path: Path, changed_ns: int) -> Detection:
+    return detect(path)
+
+
+def describe_base(detection: Detection | None) -> str:
+    """Returns family, prediction and resolution of a base as HTML."""
+    if detection is None:
+        return ""
+    family = FAMILIES.get(detection.family)
+    parts = [f"<strong>{word(family.label)}</strong>"]
+    if detection.prediction_type:
+        parts.append(f"{word('predicts')} {markup.escape(detection.prediction_type)}")
+    if detection.resolution:
+        parts.append(f"{detection.resolution} {word('pixels')}")
+    return markup.box(" · ".join(parts), "family")
+
+
+def describe_plan(config: TrainConfig, overview: Overview, detection: Detection | None, queue: JobQueue) -> str:
+    """Returns the line "120 pictures × 1 repeat × 15 epochs / batch 4 = 450 steps, about 9 minutes" as HTML."""
+    usable = overview.usable
+    held_out = max(1, round(config.validation_share * len(usable))) if config.validation_share and usable else 0
+    trained = usable[held_out:]
+    resolutions = config.resolutions or ((detection and detection.resolution) or USUAL_RESOLUTION,)
+    per_epoch = overview.count_steps(
+        resolutions,
+        batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        upscale=config.upscale_small,
+        held_out=held_out,
+    )
+    if not per_epoch:
+        return ""
+    steps = config.max_train_steps or per_epoch * config.epochs
+    repeats = {picture.repeats for picture in trained}
+    num_seen = sum(picture.repeats for picture in trained) * len(resolutions)
+    batch = config.batch_size * config.gradient_accumulation_steps
+    line = f"<b>{len(trained)}</b> {_noun(len(trained), word('picture'), word('pictures'))}"
+    if len(repeats) == 1:
+        number = repeats.copy().pop()
+        line += f" × <b>{number}</b> {_noun(number, word('repeat'), word('repeats'))}"
+    else:
+        line += f" ({num_seen} {word('with their repeats')})"
+    if len(resolutions) > 1:
+        line += f" × <b>{len(resolutions)}</b> {word('sizes')}"
+    epochs = f" × <b>{config.epochs}</b> {_noun(config.epochs, word('epoch'), word('epochs'))} / {word('batch')} <b>{batch}</b>"
+    line += f" {word('until the step that ends it')}" if config.max_train_steps else epochs
+    line += f" = <strong>{steps:,} {_noun(steps, word('step'), word('steps'))}</strong>"
+    seconds = estimate_seconds(config, resolutions, steps, queue)
+    if seconds is not None:
+        line += f", {word('about')} {markup.describe_seconds(seconds)}"
+    notes = []
+    if not config.max_train_steps and steps != -(-num_seen * config.epochs // batch):
+        notes.append(word("Batches hold pictures of one size each, so some are smaller."))
+    if held_out:
+        notes.append(f"{held_out} {word('held back for validation.')}")
+    if seconds is None:
+        notes.append(word("The time shows after the first run on this base."))
+    return f"<p>{line}</p>" + (f"<small>{' '.join(notes)}</small>" if notes else "")
+
+
+def estimate_seconds(config: TrainConfig, resolutions: tuple[int, ...], steps: int, queue: JobQueue) -> float | None:
+    """Returns the time of the steps by the last run on the same base, in proportion to pictures and pixels; None without."""
+    for job in queue.list():
+        if job.kind != "train" or not job.seconds_per_step:
+            continue
+        try:
+            past = train_config(queue.settings(job.id), queue.host, folder=job.folder)
+        except LoraTrainerError:
+            continue
+        if past.base_model == config.base_model:
+            return job.seconds_per_step * steps * _load(config, resolutions) / _load(past, past.resolutions or resolutions)
+    return None
+
+
+def _load(config: TrainConfig, resolutions: tuple[int, ...]) -> float:
+    pixels = sum(side * side for side in resolutions) / len(resolutions)
+    return config.batch_size * config.gradient_accumulation_steps * pixels
+
+
+def _nothing_to_train(overview: Overview) -> Problem:
+    if not overview.pictures:
+        return Problem("train_data_dir", f"({overview.folder}) holds no pictures.", hint="Drop some in the part Dataset.")
+    if overview.num_without_caption:
+        message = f"holds {overview.num_without_caption} pictures without a caption, and none that can be trained."
+        return Problem("train_data_dir", message, hint="Press Caption in the part Dataset, or add .txt files.")
+    return Problem("train_data_dir", "holds no picture that can be trained.", hint="The part Dataset says why.")
+
+
+def _noun(number: int, one: str, several: str) -> str:
+    return one if number == 1 else several

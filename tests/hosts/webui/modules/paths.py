@@ -1,0 +1,3 @@
+"""Folders; the tests set them."""
+
+data_path = ""

@@ -1,0 +1,3 @@
+"""The VAE files by name."""
+
+vae_dict: dict[str, str] = {}
