@@ -58,7 +58,8 @@ def new_blocks(title: str) -> gr.Blocks:
 
 def launch(blocks: gr.Blocks, **options: Any) -> Any:
     """Starts a server for the page and returns at once what gradio does: application, local and shared address."""
-    own = {"footer_links": [], "ssr_mode": False, "theme": _theme()} if MAJOR >= 6 else {"show_api": False}
+    own: dict[str, Any] = {"footer_links": [], "ssr_mode": False, "theme": _theme()} if MAJOR >= 6 else {"show_api": False}
+    own["_frontend"] = False  # else gradio asks its own page for an answer within three seconds, or gives up
     return blocks.launch(share=False, quiet=True, prevent_thread_lock=True, **own, **options)
 
 

@@ -3,7 +3,7 @@
 Stable Diffusion 1's own classes, structure and noise schedule with small widths. As the large one was, it is trained at half the
 size first (8 x 8 latents cost a quarter), where it learns words, colours and places, and then at full size.
 
-    python -m lora_trainer.demo.recipe.train_base --work DIR [--minutes 50]
+    python -m lora_trainer.demo.recipe.train_base --work DIR [--minutes 88]
 
 Letters in shapes: B items, h and w the latents' sides, T tokens (77 at most).
 """
@@ -250,7 +250,7 @@ class Trainer:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=50)
+    parser.add_argument("--minutes", type=float, default=88)
     parser.add_argument("--scenes", type=int, default=6_000)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

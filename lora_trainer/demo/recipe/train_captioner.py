@@ -3,7 +3,7 @@
 What it writes is a model folder as any BLIP has it, with a word list of its own in BERT's format: the code that loads the large
 captioner loads this one.
 
-    python -m lora_trainer.demo.recipe.train_captioner --work DIR [--minutes 20]
+    python -m lora_trainer.demo.recipe.train_captioner --work DIR [--minutes 35]
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def train(work: Path, minutes: float, learning_rate: float = 1e-3, batch_size: i
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--minutes", type=float, default=35)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(arguments.work, arguments.minutes)
