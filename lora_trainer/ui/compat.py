@@ -42,12 +42,9 @@ def uploaded(value: Any) -> list[tuple[str, Path]]:
     if not value:
         return []
     files = value if isinstance(value, list) else [value]
-    found = []
-    for file in files:
-        path = Path(getattr(file, "name", file))
-        # gradio 3 hands over an object that knows the user's name; later ones a path whose last part is that name.
-        found.append((str(getattr(file, "orig_name", None) or path.name), path))
-    return found
+    # gradio 3 hands over objects, later ones paths. The last part of the path is the user's name, as far as gradio lets it be.
+    paths = [Path(getattr(file, "name", file)) for file in files]
+    return [(path.name, path) for path in paths]
 
 
 def new_blocks(title: str) -> gr.Blocks:
