@@ -232,7 +232,7 @@
         }, 100);
     });
 
-    window.loraTrainer = {use, download, copy, goTo};
+    window.loraTrainer = {use, download, copy, goTo, press, enter};
     window.setInterval(tick, TICK_MS);
     window.setTimeout(tick, 200);
 })();

@@ -17,6 +17,7 @@ import numpy as np
 
 from lora_trainer.dataset.buckets import assign_buckets, crop_geometry
 from lora_trainer.dataset.captions import examples
+from lora_trainer.dataset.journal import KEPT_FOLDER
 from lora_trainer.dataset.measure import Measures, measure
 from lora_trainer.dataset.scan import list_files, picture_names
 from lora_trainer.errors import DatasetError, TruncatedPictureError
@@ -129,6 +130,11 @@ class QualityReport:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
+
+
+def report_path(folder: Path) -> Path:
+    """Returns where the last report of a data set is kept."""
+    return folder / KEPT_FOLDER / "report.json"
 
 
 def report_quality(

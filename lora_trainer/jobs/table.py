@@ -21,5 +21,7 @@ JOBS = Registry(
     (
         _kind("train", "Training", "Trains a LoRA by the settings."),
         _kind("caption", "Captions", "Writes first captions for the pictures of a folder."),
+        _kind("report", "Picture check", "Looks for pictures that spoil a training, and says why."),
+        _kind("retouch", "Retouching", "Crops, resizes, trims or grades pictures; what they were is kept."),
     ),
 )

@@ -15,6 +15,7 @@ import gradio as gr
 from lora_trainer.errors import ConfigError, LoraTrainerError
 from lora_trainer.ui import markup
 from lora_trainer.ui.activity import describe_activity
+from lora_trainer.ui.captions import CaptionsPart
 from lora_trainer.ui.compat import listen, new_blocks
 from lora_trainer.ui.dataset import DatasetPart
 from lora_trainer.ui.runs import RunsPart
@@ -24,7 +25,7 @@ from lora_trainer.ui.train import TrainPart
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SCRIPT = ROOT / "javascript" / "lora_trainer.js"
+SCRIPTS = tuple(ROOT / "javascript" / name for name in ("lora_trainer.js", "lora_trainer_captions.js"))
 STYLE = ROOT / "style.css"
 
 Values = dict[str, Any]
@@ -57,7 +58,7 @@ class Part(Protocol):
         """Returns updates for once a second while a job is active."""
 
 
-PARTS: tuple[Callable[[Services], Part], ...] = (DatasetPart, TrainPart, RunsPart)
+PARTS: tuple[Callable[[Services], Part], ...] = (DatasetPart, CaptionsPart, TrainPart, RunsPart)
 
 
 class Page:
@@ -151,9 +152,9 @@ class Page:
 def build_page(services: Services) -> gr.Blocks:
     """Returns the whole page: for a WebUI's tab, or to be started by itself."""
     with new_blocks("LoRA Trainer") as blocks:
-        if services.is_standalone:  # a WebUI takes both files from the extension's folder by itself
+        if services.is_standalone:  # a WebUI takes these files from the extension's folder by itself
             gr.HTML(f"<style>{STYLE.read_text(encoding='utf-8')}</style>", elem_classes="lora_trainer_hidden")
         Page(services).build()
         if services.is_standalone:
-            listen(blocks.load, None, js=f"() => {{ {SCRIPT.read_text(encoding='utf-8')} }}")
+            listen(blocks.load, None, js="() => {" + "".join(path.read_text(encoding="utf-8") for path in SCRIPTS) + "}")
     return blocks
