@@ -41,10 +41,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--models-dir", type=Path, metavar="DIR", help="a WebUI's folder models, to use what is there")
     parser.add_argument("--listen", action="store_true", help="answer other computers too; needs --auth")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="who may open the page")
+    parser.add_argument("--api", action="store_true", help="also answer at /lora-trainer/v1, described at /docs")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     options = parser.parse_args(arguments)
-    if options.auth is not None and not all(options.auth.partition(":")):
-        parser.error("--auth must be USER:PASSWORD, with both.")
+    if options.auth is not None and (not all(options.auth.partition(":")) or "," in options.auth):
+        parser.error("--auth must be USER:PASSWORD, with both and no comma.")
     if options.listen and options.auth is None:
         parser.error("--listen lets other computers in, so it needs --auth USER:PASSWORD.")
     return options
@@ -62,11 +63,18 @@ def _serve(options: argparse.Namespace) -> int:
     if not host.data_dir.exists():
         _lay_out_demo(host, library)
     queue = JobQueue(host)
-    page = build_page(Services(host, queue, library))
+    services = Services(host, queue, library)
+    page = build_page(services)
     settings: dict[str, Any] = {"server_name": EVERYWHERE if options.listen else LOOPBACK, "server_port": _find_port(options)}
     if options.auth is not None:
         settings["auth"] = tuple(options.auth.split(":", 1))
-    launch(page, **settings)
+    web_app, *_ = launch(page, **settings)
+    if options.api:
+        from lora_trainer.api.routes import add_routes
+        from lora_trainer.host.login import make_login
+
+        login = make_login(argparse.Namespace(api_auth=options.auth, gradio_auth=None, gradio_auth_path=None))
+        add_routes(web_app, services, login)
     address = f"http://{LOOPBACK}:{settings['server_port']}/"
     print(f"LoRA Trainer: {address}\nData: {host.data_dir}", flush=True)
     print("Ctrl-C ends it; a training that runs is saved and can be continued.", flush=True)
@@ -102,12 +110,19 @@ def _find_port(options: argparse.Namespace) -> int:
 def _lay_out_demo(host: Standalone, library: Any) -> None:
     """Puts the demo's base where base models are, and its pictures into a set, the first time that this data folder is used."""
     from lora_trainer.dataset.library import Upload
-    from lora_trainer.demo.command import prepare_material
 
     print("Laying out the demo's base model and pictures ...", flush=True)
-    material = prepare_material(host.folders().cache / "demo")
+    base, pictures = _find_demo(host.folders().cache / "demo")
     host.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    for path in material.base.parent.glob(f"{material.base.stem}.*"):
+    for path in base.parent.glob(f"{base.stem}.*"):
         shutil.copyfile(path, host.checkpoint_dir / path.name)
     library.create(DEMO_SET)
-    library.add(DEMO_SET, [Upload(path.name, path) for path in sorted(material.pictures.iterdir())])
+    library.add(DEMO_SET, [Upload(path.name, path) for path in sorted(pictures.iterdir())])
+
+
+def _find_demo(folder: Path) -> tuple[Path, Path]:
+    """Returns the demo's base model and the folder of its pictures; `folder` is for what has to be made."""
+    from lora_trainer.demo.command import prepare_material
+
+    material = prepare_material(folder)
+    return material.base, material.pictures

@@ -121,9 +121,7 @@ def webui_class(metadata: Mapping[str, str]) -> str:
 
 def possible_bases(header: Header, modules: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
     """Returns which of "SD1", "SD2", "SDXL" the names and shapes of a file in the WebUI's form allow."""
-    if any(
-        module.startswith(("lora_te1_", "lora_te2_", "lora_unet_input_blocks_", "lora_unet_output_blocks_")) for module in modules
-    ):
+    if any(module.startswith(("lora_te1_", "lora_te2_")) for module in modules):
         return ("SDXL",)
     for module, keys in modules.items():
         down = header.shapes.get(keys.get("lora_down.weight", ""), ())
@@ -133,6 +131,9 @@ def possible_bases(header: Header, modules: Mapping[str, Mapping[str, str]]) -> 
                 return (base,)
     if any(module.startswith("lora_te_") for module in modules):
         return ("SD1", "SD2")
+    # The original names of a UNet's layers are those that SDXL's files have; the WebUI finds SD1's by them too.
+    if any(module.startswith(("lora_unet_input_blocks_", "lora_unet_output_blocks_")) for module in modules):
+        return ("SDXL",)
     return ("SD1", "SD2", "SDXL") if modules else ()
 
 

@@ -38,6 +38,8 @@ class A1111(WebUI):
                 sd_models.send_model_to_device(model)
 
     def forget_lora(self, path: Path) -> None:
+        import torch
+
         networks = sys.modules.get("networks")  # of the built-in extension Lora, which can be switched off
         if networks is None:
             return
@@ -46,9 +48,10 @@ class A1111(WebUI):
             del held[name]
         # A layer is computed anew only when the list of names changes, so it is made empty: as after a prompt without LoRA.
         networks.loaded_networks.clear()
-        for model in _loaded_models():
-            for layer in getattr(model, "network_layer_mapping", {}).values():
-                networks.network_apply_weights(layer)
+        with torch.no_grad():
+            for model in _loaded_models():
+                for layer in getattr(model, "network_layer_mapping", {}).values():
+                    networks.network_apply_weights(layer)
         networks.list_available_networks()
 
 

@@ -23,7 +23,7 @@ def make_login(flags: Any) -> Callable[..., Any] | None:
     from fastapi import Depends, HTTPException
     from fastapi.security import HTTPBasic
 
-    def login(credentials: Any = Depends(HTTPBasic())) -> str:  # noqa: B008 - how FastAPI is told
+    def login(credentials: Any = Depends(HTTPBasic())) -> str:  # how FastAPI is told
         given = f"{credentials.username}:{credentials.password}".encode()
         if not any([secrets.compare_digest(given, pair) for pair in known]):  # noqa: C419 - all are compared, for equal times
             raise HTTPException(401, "Incorrect user name or password", {"WWW-Authenticate": "Basic"})

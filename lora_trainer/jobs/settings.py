@@ -47,7 +47,9 @@ def train_config(settings: Mapping[str, Any], host: Host, *, title: str = "", fo
         except ConfigError as error:
             problems += error.problems
     values.setdefault("cache_dir", folders.cache)
-    values.setdefault("lora_dir", folders.lora_dir)
+    if "lora_dir" not in values:
+        values["lora_dir"] = folders.lora_dir
+        folders.lora_dir.mkdir(parents=True, exist_ok=True)  # a new WebUI has none yet
     if options.save_steps is not None:
         values.setdefault("save_steps", options.save_steps)
     for name, find in (("base_model", host.checkpoints), ("vae", host.vaes)):

@@ -42,12 +42,9 @@ def uploaded(value: Any) -> list[tuple[str, Path]]:
     if not value:
         return []
     files = value if isinstance(value, list) else [value]
-    found = []
-    for file in files:
-        path = Path(getattr(file, "name", file))
-        # gradio 3 hands over an object that knows the user's name; later ones a path whose last part is that name.
-        found.append((str(getattr(file, "orig_name", None) or path.name), path))
-    return found
+    # gradio 3 hands over objects, later ones paths. The last part of the path is the user's name, as far as gradio lets it be.
+    paths = [Path(getattr(file, "name", file)) for file in files]
+    return [(path.name, path) for path in paths]
 
 
 def new_blocks(title: str) -> gr.Blocks:
@@ -58,7 +55,8 @@ def new_blocks(title: str) -> gr.Blocks:
 
 def launch(blocks: gr.Blocks, **options: Any) -> Any:
     """Starts a server for the page and returns at once what gradio does: application, local and shared address."""
-    own = {"footer_links": [], "ssr_mode": False, "theme": _theme()} if MAJOR >= 6 else {"show_api": False}
+    own: dict[str, Any] = {"footer_links": [], "ssr_mode": False, "theme": _theme()} if MAJOR >= 6 else {"show_api": False}
+    own["_frontend"] = False  # else gradio asks its own page for an answer within three seconds, or gives up
     return blocks.launch(share=False, quiet=True, prevent_thread_lock=True, **own, **options)
 
 

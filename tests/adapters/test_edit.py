@@ -226,7 +226,10 @@ def test_the_webui_does_with_the_merged_file_what_it_does_with_both(tmp_path: Pa
     """One file names the UNet's layers as diffusers does, the other as the original does; both change the text encoders."""
     base = make_checkpoint(family, tmp_path / "base")
     files: list[Path] = []
-    for name, unet in (("theirs", ("down", "mid", "up", "conv", "time")), ("ours", ("input", "middle", "output", "out"))):
+    for name, unet in (
+        ("theirs", ("down", "mid", "up", "conv", "time_embedding")),
+        ("ours", ("input", "middle", "output", "out", "time_embed_")),
+    ):
         beginnings = ("lora_te", *(f"lora_unet_{beginning}" for beginning in unet))
         shapes = {key: shape for key, shape in webui_layers(base).items() if key.startswith(beginnings)}
         assert any("unet" in key for key in shapes)

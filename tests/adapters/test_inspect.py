@@ -113,6 +113,8 @@ def test_class_is_the_one_that_the_webui_derives_from_metadata(tmp_path: Path, m
         (pair(UNET_MODULE, in_features=1024), ("SD2",)),
         (pair(UNET_MODULE, in_features=2048), ("SDXL",)),
         (pair("lora_unet_input_blocks_4_1_proj_in"), ("SDXL",)),
+        (pair("lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_k", in_features=768), ("SD1",)),
+        (pair("lora_unet_input_blocks_4_1_proj_in") | pair(TEXT_MODULE), ("SD1", "SD2")),
         (pair("lora_te2_text_model_encoder_layers_0_mlp_fc1"), ("SDXL",)),
         (pair(TEXT_MODULE), ("SD1", "SD2")),
         (pair("lora_unet_mid_block_attentions_0_proj_in"), ("SD1", "SD2", "SDXL")),

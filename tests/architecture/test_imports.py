@@ -97,6 +97,7 @@ ROOMS = {
     "cli": "command line",
     "commands": "command line",
     "progress": "command line",
+    "app": "programs",
     "demo": "programs",
     "extension": "programs",
 }

@@ -20,7 +20,7 @@ from lora_trainer.config.schema import SECTIONS, field_infos
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 
-PATIENCE_MS = 300_000  # a guard against hanging for ever, not a measure of speed
+PATIENCE_MS = 900_000  # a guard against hanging for ever, not a measure of speed
 # Without these Chromium asks services of its maker at every start.
 QUIET = ("disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
 INK = ROOT / "lora_trainer" / "demo" / "datasets" / "ink" / "train"
@@ -62,7 +62,7 @@ def chromium() -> Iterator[Any]:
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import make_checkpoint
 
-    return make_checkpoint(tmp_path_factory.mktemp("base"), "sd1")
+    return make_checkpoint("sd1", tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

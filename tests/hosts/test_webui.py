@@ -372,6 +372,12 @@ class TestGenerate:
             host.generate("a cat")
 
 
+@torch.no_grad()
+def generate(networks, layer):
+    """What a generation does to a layer before its forward."""
+    networks.network_apply_weights(layer)
+
+
 class TestLoraChanged:
     def test_old_weights_are_dropped_and_the_new_file_is_listed(self, webui, host, networks, network):
         ink, other = networks.lora_dir / "ink.safetensors", networks.lora_dir / "other.safetensors"
@@ -380,7 +386,7 @@ class TestLoraChanged:
         webui.model.network_layer_mapping = {"layer": layer}
         networks.networks_in_memory |= {"ink": network(ink, 1.0), "other": network(other, 2.0)}
         networks.loaded_networks.append(networks.networks_in_memory["ink"])
-        networks.network_apply_weights(layer)
+        generate(networks, layer)
         assert not torch.equal(layer.weight, before)
         ink.write_bytes(b"new")
         host.lora_changed(ink)
@@ -388,7 +394,7 @@ class TestLoraChanged:
         assert list(networks.networks_in_memory) == ["other"]
         assert list(networks.available_networks) == ["ink"]
         networks.loaded_networks.append(network(ink, 7.0))  # the next prompt: the same name, the new file
-        networks.network_apply_weights(layer)
+        generate(networks, layer)
         assert torch.allclose(layer.weight, before + 7)
 
     def test_without_that_extension_nothing_happens(self, host, tmp_path):

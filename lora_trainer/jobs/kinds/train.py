@@ -26,8 +26,6 @@ def prepare(settings: Mapping[str, Any], host: Host, title: str) -> Path:
         ConfigError: with every problem found.
     """
     config = train_config(settings, host, title=title)
-    if config.lora_dir is not None:
-        config.lora_dir.mkdir(parents=True, exist_ok=True)
     problems = check_config(config)
     name_problem = check_output_name(config.name)
     if name_problem is not None:

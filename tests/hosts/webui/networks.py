@@ -33,14 +33,13 @@ def _patched(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
 
 
 def network_apply_weights(layer: Any) -> None:
-    """Merges the loaded networks into a layer, where their names are others than those merged last."""
+    """Merges the loaded networks into a layer, where their names are others than those merged last. Only without gradients."""
     current, wanted = getattr(layer, "network_current_names", ()), tuple(network.name for network in loaded_networks)
     if current == wanted:
         return
-    with torch.no_grad():
-        if not hasattr(layer, "network_backup"):
-            layer.network_backup = layer.weight.clone()
-        layer.weight.copy_(layer.network_backup + sum(network.strength for network in loaded_networks))
+    if not hasattr(layer, "network_backup"):
+        layer.network_backup = layer.weight.detach().clone()
+    layer.weight.copy_(layer.network_backup + sum(network.strength for network in loaded_networks))
     layer.network_current_names = wanted
 
 
