@@ -26,6 +26,7 @@ from lora_trainer.config.parse import parse_config
 from lora_trainer.config.presets import load_presets
 from lora_trainer.control import TrainControl
 from lora_trainer.demo.assets import BASE, DATA_SETS
+from lora_trainer.demo.command import FOR_A_SMALL_BASE
 from lora_trainer.demo.recipe.contents import THINGS, ContentJudge, things_in, train_content_judge
 from lora_trainer.demo.recipe.scenes import Scene, caption, draw_landscape
 from lora_trainer.events import TrainEvent
@@ -97,32 +98,39 @@ def column(grid: Grid, weight: float) -> list[Image.Image]:
     return [grid.cells[row, place].picture for row in range(len(grid.rows))]
 
 
-def measure_style(work: Path, model: DiffusionModel, judge: ContentJudge, sheets: Path | None) -> list[Row]:
+def measure_style(
+    work: Path, model: DiffusionModel, judge: ContentJudge, sheets: Path | None, name: str, **settings: Any
+) -> list[Row]:
     """Returns what the ink LoRA does: held-out loss, colourfulness and content by weight."""
-    path, events = train_lora(work / "ink", DATA_SETS / "ink", epochs=40)
+    path, events = train_lora(work / name, DATA_SETS / "ink", epochs=40, **settings)
     curve = losses(events)
     fall = 1 - curve[max(curve)] / curve[0]
     scenes = unseen_scenes(8)
     grid = draw(model, [LoraUse(path)], [caption(scene) for scene in scenes], WEIGHTS)
     if sheets:
-        grid.save(sheets / "ink.png")
+        grid.save(sheets / f"{name}.png")
     colours = np.array([[saturation(picture) for picture in column(grid, weight)] for weight in WEIGHTS]).T
     falling = [bool(np.all(np.diff(row) < MONOTONE_SLACK) and row[-1] < row[0] / 2) for row in colours]
     right = {weight: share_right(judge, scenes, column(grid, weight)) for weight in WEIGHTS}
     kept = right[0.7] - right[0.0]
     return [
-        Row("held-out loss falls by", f"{fall:.1%}", "more than 0", fall > 0),
-        Row("saturation at weights 0, 0.3, 0.5, 0.7, 1", ", ".join(f"{value:.3f}" for value in colours.mean(0))),
-        Row("prompts whose saturation falls with the weight, to half", f"{sum(falling)} of 8", "at least 6", sum(falling) >= 6),
-        Row("things right at weights 0, 0.3, 0.5, 0.7, 1", ", ".join(f"{value:.0%}" for value in right.values())),
-        Row("things right at 0.7, against the base", f"{kept:+.0%}", "-10 % or better", kept >= -0.1),
+        Row(f"{name}: held-out loss falls by", f"{fall:.1%}", "more than 0", fall > 0),
+        Row(f"{name}: saturation at weights 0, 0.3, 0.5, 0.7, 1", ", ".join(f"{value:.3f}" for value in colours.mean(0))),
+        Row(
+            f"{name}: prompts whose saturation falls with the weight, to half",
+            f"{sum(falling)} of 8",
+            "at least 6",
+            sum(falling) >= 6,
+        ),
+        Row(f"{name}: things right at weights 0, 0.3, 0.5, 0.7, 1", ", ".join(f"{value:.0%}" for value in right.values())),
+        Row(f"{name}: things right at 0.7, against the base", f"{kept:+.0%}", "-10 % or better", kept >= -0.1),
     ]
 
 
 def measure_stack(work: Path, model: DiffusionModel, judge: ContentJudge, sheets: Path | None) -> list[Row]:
     """Returns what the object's LoRA and the style's do together: the balloon is there, and the colour goes."""
-    ink, _ = train_lora(work / "ink", DATA_SETS / "ink", epochs=40)
-    balloon, _ = train_lora(work / "balloon", DATA_SETS / "balloon", epochs=40, target_modules="attention")
+    ink, _ = train_lora(work / "ink", DATA_SETS / "ink", epochs=40, **FOR_A_SMALL_BASE)
+    balloon, _ = train_lora(work / "balloon", DATA_SETS / "balloon", epochs=40, **FOR_A_SMALL_BASE)
     prompts = [caption(scene) + " with a striped balloon" for scene in unseen_scenes(12)]
     stacks = {"balloon": [LoraUse(balloon)], "ink": [LoraUse(ink, 0.7)], "both": [LoraUse(balloon), LoraUse(ink, 0.7)]}
     grids = {name: draw(model, uses, prompts, (1.0,)) for name, uses in stacks.items()}
@@ -173,7 +181,8 @@ def main() -> None:
             model = load(ModelSettings(BASE), detect(BASE))
             judge = train_content_judge()
             if "style" in wanted:
-                rows += measure_style(work, model, judge, arguments.sheet)
+                rows += measure_style(work, model, judge, arguments.sheet, "preset")
+                rows += measure_style(work, model, judge, arguments.sheet, "ink", **FOR_A_SMALL_BASE)
             if "stack" in wanted:
                 rows += measure_stack(work, model, judge, arguments.sheet)
     print(

@@ -35,6 +35,8 @@ DEFAULT_FOLDER = Path("demo-output")
 CORRECTED = ("ink-01.png", "ink-03.png", "ink-04.png", "ink-05.png")
 """Pictures whose captions in the data set are right; the first of which the captioner says otherwise is corrected."""
 EPOCHS = 40  # 24 pictures in batches of 4: 240 steps, as many as a training of 150 pictures takes in 6 epochs
+FOR_A_SMALL_BASE = {"learning_rate": 1e-3, "target_modules": "attention_ff"}
+"""A network this small learns little from its queries and values alone, and bears a higher rate than a full-size one."""
 PROMPTS = (
     "blue mountains behind a lake with a red boat by day",
     "green hills behind a green field with a house with a red roof and pine trees by day",
@@ -81,7 +83,7 @@ def _run(folder: Path, fresh: bool, control: TrainControl) -> int:
     if not write_captions(pictures, control):
         _say("Stopped. Start the demo again to go on from there.")
         return STOPPED
-    _say("", f"2. Training, with the preset {PRESET}")
+    _say("", f"2. Training, with the preset {PRESET}, at a higher rate and in more layers because the base is so small")
     config = make_config(folder, pictures)
     result = _train(config, fresh, control)
     if result.status == "stopped":
@@ -162,6 +164,7 @@ def make_config(folder: Path, pictures: Path) -> TrainConfig:
         "base_model": str(BASE),
         "output_dir": str(folder / NAME),
         "epochs": EPOCHS,
+        **FOR_A_SMALL_BASE,
         "comment": "Made by the demo",
     }
     return parse_config(values)

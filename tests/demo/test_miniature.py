@@ -17,6 +17,7 @@ from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.captioning.blip import load as load_blip
 from lora_trainer.captioning.captioner import CaptionerSettings
 from lora_trainer.demo.assets import BASE, CAPTIONER, CLIP, DATA_SETS
+from lora_trainer.demo.command import FOR_A_SMALL_BASE
 from lora_trainer.demo.recipe.judge import dominant_colour, shape_scenes
 from lora_trainer.demo.recipe.paint import paint
 from lora_trainer.demo.recipe.scenes import caption, draw_scene
@@ -69,11 +70,11 @@ def test_captions_to_correct_are_of_pictures_that_are_there() -> None:
 
 @pytest.mark.slow
 def test_a_lora_learns_the_style_and_its_weight_rules_it(model: DiffusionModel, tmp_path: Path) -> None:
-    path, events = train_lora(tmp_path / "ink", DATA_SETS / "ink", max_train_steps=90)
+    path, events = train_lora(tmp_path / "ink", DATA_SETS / "ink", max_train_steps=120, **FOR_A_SMALL_BASE)
     curve = losses(events)
-    assert curve[90] < curve[0]
+    assert curve[120] < 0.8 * curve[0]
     prompts = ["blue mountains behind a lake with a red boat by day", "green hills behind the sea with the sun at sunset"]
     grid = draw(model, [LoraUse(path)], prompts, (0.0, 0.5, 1.0), steps=10)
     colours = np.array([[saturation(picture) for picture in column(grid, weight)] for weight in (0.0, 0.5, 1.0)])
-    assert (colours[2] < 0.75 * colours[0]).all(), colours
+    assert (colours[2] < 0.8 * colours[0]).all(), colours
     assert (colours[1] < colours[0]).all(), colours
