@@ -1,42 +1,53 @@
-"""How long `install.py` takes at each start of the WebUI, once its verdict is known: it must be under 0.3 seconds.
+"""Measures what `install.py` costs each start of a WebUI, once it knows that the packages work together.
 
-    python benchmarks/install_time.py
+    python -m benchmarks.install_time [--starts 15]
 
-Run it with the WebUI's own Python, in which all packages are there. It uses a copy, with a stamp file of its own.
+Run it with a WebUI's Python, where nothing is missing: a copy of the script is run, with a stamp file of its own.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
-STARTS = 15
+from benchmarks.report import Row, describe_spread, format_section
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_SECONDS = 0.3
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Measures what install.py costs each start.")
+    parser.add_argument("--starts", type=int, default=15)
+    starts = parser.parse_args(arguments).starts
     with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder, "install.py")
-        shutil.copy(Path(__file__).resolve().parents[1] / "install.py", script)
-        first = measure([sys.executable, script])
-        if not script.with_name(".installed.json").exists():
-            sys.exit("The packages are not all there, so there is nothing to measure: start the WebUI once.")
-        times = sorted(measure([sys.executable, script]) for _ in range(STARTS))
-        bare = sorted(measure([sys.executable, "-c", "pass"]) for _ in range(STARTS))
-    print(f"| first start, which tries the packages | {first:.2f} s |\n|---|---|")
-    print(f"| start with a stamp, median of {STARTS} | {statistics.median(times):.3f} s |")
-    print(f"| slowest | {times[-1]:.3f} s |")
-    print(f"| of it, Python itself | {statistics.median(bare):.3f} s |")
+        script = shutil.copy(ROOT / "install.py", folder)
+        trial = processor_seconds([script])
+        if not Path(folder, ".installed.json").exists():
+            sys.exit("A package is missing here, so there is nothing to measure. Run it with the Python of a WebUI.")
+        times = [processor_seconds([script]) for _ in range(starts)]
+    bare = [processor_seconds(["-c", "pass"]) for _ in range(starts)]
+    rows = [
+        Row("start with a stamp", describe_spread(times, unit=" s"), f"under {MOST_SECONDS} s", max(times) < MOST_SECONDS),
+        Row("of it, Python alone", describe_spread(bare, unit=" s")),
+        Row("slowest start with a stamp", f"{max(times):.3f} s"),
+        Row("start without a stamp, which tries the packages", f"{trial:.1f} s"),
+    ]
+    print(format_section("install.py at each start", f"Processor time of {starts} starts, median (middle half).", rows))
 
 
-def measure(command: list[str | Path]) -> float:
-    started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
+def processor_seconds(arguments: Sequence[str]) -> float:
+    """Returns the processor time of a child process of this Python, which a busy machine hardly changes."""
+    before = os.times()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    return (after.children_user + after.children_system) - (before.children_user + before.children_system)
 
 
 if __name__ == "__main__":

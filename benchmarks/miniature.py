@@ -13,21 +13,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BertTokenizer
-from transformers.models.blip.modeling_blip import BlipForConditionalGeneration
 
+from benchmarks.report import Row, format_section
+from lora_trainer.captioning.blip import load as load_blip
+from lora_trainer.captioning.captioner import CaptionerSettings
+from lora_trainer.demo.assets import BASE, CAPTIONER, DATA_SETS
 from lora_trainer.demo.recipe.judge import Judge, dominant_colour, shape_scenes, train_judge
 from lora_trainer.demo.recipe.paint import paint
 from lora_trainer.demo.recipe.scenes import caption, draw_scene
 from lora_trainer.demo.recipe.train_base import PROMPTS, build_schedule
-from lora_trainer.demo.recipe.train_captioner import write_caption
-from lora_trainer.demo.recipe.train_vae import UNSEEN, reconstruction_psnr, to_tensor
+from lora_trainer.demo.recipe.train_vae import UNSEEN, reconstruction_psnr
 from lora_trainer.models.detect import detect
 from lora_trainer.models.diffusion import DiffusionModel
 from lora_trainer.models.family import ModelSettings
 from lora_trainer.models.sd1 import load
-
-DEMO = Path(__file__).parents[1] / "lora_trainer" / "demo"
 
 
 def generate(
@@ -52,55 +51,56 @@ def generate(
     return pictures
 
 
-def measure_vae(model: DiffusionModel) -> None:
-    """Prints the reconstruction of unseen scenes and of the data sets' pictures."""
-    print(f"VAE, unseen scenes: {reconstruction_psnr(model.vae, [paint(draw_scene(UNSEEN + i)) for i in range(48)]):.2f} dB PSNR")
-    for folder in sorted((DEMO / "datasets").iterdir()):
+def measure_vae(model: DiffusionModel) -> list[Row]:
+    """Returns the reconstruction of unseen scenes and of the data sets' pictures."""
+    psnr = reconstruction_psnr(model.vae, [paint(draw_scene(UNSEEN + i)) for i in range(48)])
+    rows = [Row("VAE, 48 unseen scenes", f"{psnr:.2f} dB PSNR", "above 26 dB", psnr > 26)]
+    for folder in sorted(DATA_SETS.iterdir()):
         pictures = [Image.open(path) for path in sorted((folder / "held_out").glob("*.png"))]
-        print(f"VAE, {folder.name}: {reconstruction_psnr(model.vae, pictures):.2f} dB PSNR")
-    with torch.no_grad():
-        pixels = torch.stack([to_tensor(paint(draw_scene(UNSEEN + i))) for i in range(32)])
-        print(f"Latents' standard deviation: {model.encode_pictures(pixels)['latent_mean'].std():.3f}")
+        rows.append(Row(f"VAE, {folder.name}", f"{reconstruction_psnr(model.vae, pictures):.2f} dB PSNR"))
+    return rows
 
 
-def measure_base(model: DiffusionModel, judge: Judge, count: int) -> list[Image.Image]:
-    """Prints how often the colour and the shape are those of the prompt, and returns the pictures."""
+def measure_base(model: DiffusionModel, judge: Judge, count: int) -> tuple[list[Row], list[Image.Image]]:
+    """Returns how often the colour and the shape are those of the prompt, and the pictures."""
     scenes = shape_scenes(UNSEEN, count)
     drawn = judge.look([paint(scene) for scene in scenes])
-    right = [answer == (scene.shape, scene.colour) for answer, scene in zip(drawn, scenes, strict=True)]
-    print(f"Judge on drawn scenes, shape and colour: {_percent(right)}")
+    sure = [answer == (scene.shape, scene.colour) for answer, scene in zip(drawn, scenes, strict=True)]
     pictures = generate(model, [caption(scene) for scene in scenes])
     answers = list(zip(judge.look(pictures), scenes, strict=True))
-    print(f"Base, colour named (by the judge): {_percent([a[1] == scene.colour for a, scene in answers])}")
-    print(f"Base, shape named (by the judge): {_percent([a[0] == scene.shape for a, scene in answers])}")
+    colours, shapes = [a[1] == scene.colour for a, scene in answers], [a[0] == scene.shape for a, scene in answers]
     plain = [(picture, scene) for picture, scene in zip(pictures, scenes, strict=True) if scene.plain]
     dominant = [dominant_colour(picture, scene.plain or "") == scene.colour for picture, scene in plain]
-    print(f"Base, colour named is dominant beside the ground's (by pixels, {len(plain)} plain grounds): {_percent(dominant)}")
-    return pictures
+    rows = [
+        Row("judge on painted scenes, shape and colour", _percent(sure)),
+        Row("base, colour named (by the judge)", _percent(colours), "at least 80 %", np.mean(colours) >= 0.8),
+        Row(f"base, colour named is dominant beside the ground's (by pixels, {len(plain)} plain grounds)", _percent(dominant)),
+        Row("base, shape named (by the judge)", _percent(shapes), "at least 70 %", np.mean(shapes) >= 0.7),
+    ]
+    return rows, pictures
 
 
 def _percent(answers: list[bool]) -> str:
     return f"{100 * np.mean(answers):.0f} %"
 
 
-def measure_captioner(count: int) -> None:
-    """Prints how often the captioner names colour and shape, and how often it says everything right."""
-    folder = str(DEMO / "captioner")
-    captioner = BlipForConditionalGeneration.from_pretrained(folder).float().eval()
-    scenes = shape_scenes(UNSEEN, count)
-    said = write_caption(
-        captioner, BertTokenizer.from_pretrained(folder), torch.stack([to_tensor(paint(scene)) for scene in scenes])
-    )
-    named = [f"{scene.colour} {scene.shape}" in text for scene, text in zip(scenes, said, strict=True)]
-    print(f"Captioner, colour and shape: {_percent(named)}")
-    scenes = [draw_scene(UNSEEN + i) for i in range(count)]
-    said = write_caption(
-        captioner, BertTokenizer.from_pretrained(folder), torch.stack([to_tensor(paint(scene)) for scene in scenes])
-    )
-    right = [
-        caption(scene).replace(",", "").split() == text.replace(",", "").split() for scene, text in zip(scenes, said, strict=True)
+def measure_captioner(count: int) -> list[Row]:
+    """Returns how often the captioner names colour and shape, and how often it says everything right."""
+    with load_blip(CaptionerSettings(str(CAPTIONER), num_beams=1)) as captioner:
+        shaped = shape_scenes(UNSEEN, count)
+        said = captioner.caption([paint(scene) for scene in shaped])
+        named = [f"{scene.colour} {scene.shape}" in text for scene, text in zip(shaped, said, strict=True)]
+        scenes = [draw_scene(UNSEEN + i) for i in range(count)]
+        texts = captioner.caption([paint(scene) for scene in scenes])
+    right = [_words(caption(scene)) == _words(text) for scene, text in zip(scenes, texts, strict=True)]
+    return [
+        Row("captioner, colour and shape", _percent(named), "at least 85 %", np.mean(named) >= 0.85),
+        Row("captioner, whole caption of any scene", _percent(right)),
     ]
-    print(f"Captioner, whole caption of any scene: {_percent(right)}")
+
+
+def _words(text: str) -> list[str]:
+    return text.replace(",", "").split()
 
 
 def write_sheet(pictures: list[Image.Image], path: Path, columns: int = 10) -> None:
@@ -116,13 +116,12 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=100)
     parser.add_argument("--sheet", type=Path)
     arguments = parser.parse_args()
-    base = DEMO / "base" / "miniature.safetensors"
-    model = load(ModelSettings(base), detect(base))
-    measure_vae(model)
-    measure_captioner(arguments.pictures)
-    pictures = measure_base(model, train_judge(), arguments.pictures)
+    model = load(ModelSettings(BASE), detect(BASE))
+    rows = [*measure_vae(model), *measure_captioner(arguments.pictures)]
+    of_base, pictures = measure_base(model, train_judge(), arguments.pictures)
     if arguments.sheet:
         write_sheet([*generate(model, list(PROMPTS)), *pictures], arguments.sheet)
+    print(format_section("Miniature", f"{arguments.pictures} pictures; 25 DDIM steps, guidance 4.", [*rows, *of_base]))
 
 
 if __name__ == "__main__":

@@ -110,19 +110,12 @@ def _find_port(options: argparse.Namespace) -> int:
 def _lay_out_demo(host: Standalone, library: Any) -> None:
     """Puts the demo's base where base models are, and its pictures into a set, the first time that this data folder is used."""
     from lora_trainer.dataset.library import Upload
+    from lora_trainer.demo.assets import BASE, DATA_SETS
 
     print("Laying out the demo's base model and pictures ...", flush=True)
-    base, pictures = _find_demo(host.folders().cache / "demo")
     host.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    for path in base.parent.glob(f"{base.stem}.*"):
-        shutil.copyfile(path, host.checkpoint_dir / path.name)
+    for path in BASE.parent.iterdir():  # its yaml names the text encoder's folder beside it
+        target = host.checkpoint_dir / path.name
+        shutil.copytree(path, target, dirs_exist_ok=True) if path.is_dir() else shutil.copyfile(path, target)
     library.create(DEMO_SET)
-    library.add(DEMO_SET, [Upload(path.name, path) for path in sorted(pictures.iterdir())])
-
-
-def _find_demo(folder: Path) -> tuple[Path, Path]:
-    """Returns the demo's base model and the folder of its pictures; `folder` is for what has to be made."""
-    from lora_trainer.demo.command import prepare_material
-
-    material = prepare_material(folder)
-    return material.base, material.pictures
+    library.add(DEMO_SET, [Upload(path.name, path) for path in sorted((DATA_SETS / "ink" / "train").iterdir())])

@@ -70,7 +70,7 @@ def caption_folder(
     if not names:
         raise DatasetError(f"{folder} has no pictures. Give the folder that holds them.")
     wanted = [name for name in names if name not in kept]
-    num_written, unreadable = 0, []
+    num_written, unreadable = 0, list[str]()
     emit("phase", name=PHASE, done=0, total=len(wanted))
     for start in range(0, len(wanted), batch_size):
         if control.is_requested("stop"):

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_trainer.dataset.caption_store import KEPT_FOLDER, CaptionStore
+from lora_trainer.dataset.caption_store import CaptionStore
 from lora_trainer.dataset.captions import SIDECAR_SUFFIXES, examples
 from lora_trainer.dataset.intake import Intake
+from lora_trainer.dataset.journal import KEPT_FOLDER
 from lora_trainer.dataset.places import REMOVED, move_picture
 from lora_trainer.dataset.scan import list_files, picture_names
 from lora_trainer.dataset.tables import normal

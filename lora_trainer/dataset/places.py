@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from lora_trainer.dataset.caption_store import KEPT_FOLDER
 from lora_trainer.dataset.captions import SIDECAR_SUFFIXES
+from lora_trainer.dataset.journal import KEPT_FOLDER
 from lora_trainer.dataset.scan import list_files, picture_names
 from lora_trainer.dataset.tables import normal
 from lora_trainer.files import replace_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import caching, captions, grid, memory, precision, quality_report, step_time
+from benchmarks import caching, captions, grid, install_time, memory, precision, quality_report, step_time
 from benchmarks.report import Row, describe_spread, format_section
 from benchmarks.workload import TINY, BareLoop, inject_by_hand, inject_by_peft, load_base, make_batches, make_config
 
@@ -111,3 +111,10 @@ def test_a_missed_target_is_said_aloud():
 
 def test_spread_is_median_and_middle_half():
     assert describe_spread([1, 2, 3, 4, 100], digits=1, unit=" s") == "3.0 s (1.5 to 52.0)"
+
+
+@pytest.mark.slow
+def test_install_time(capsys):
+    install_time.main(["--starts", "2"])
+    found = figures(capsys.readouterr().out)
+    assert 0 < float(found["of it, Python alone"].split()[0]) < float(found["start with a stamp"].split()[0])

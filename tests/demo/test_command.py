@@ -1,4 +1,4 @@
-"""The demo: from nothing to a LoRA and a sheet, and what it says on the way."""
+"""The demo: from pictures to a LoRA and a sheet, what it says on the way, and the copy into a WebUI."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from lora_trainer import demo
@@ -14,20 +15,20 @@ from lora_trainer.adapters.self_test import self_test
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import TrainControl
 from lora_trainer.demo import command
+from lora_trainer.demo.assets import BASE
+from lora_trainer.models.sidecar import read_sidecar
 from lora_trainer.models.webui import webui_layers
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The demo on its stand-ins, with fewer steps and pictures; its training runs as it is."""
-    monkeypatch.setattr(command, "MINIATURE", tmp_path / "missing.safetensors")
-    monkeypatch.setattr(command, "INK_PICTURES", tmp_path / "missing")
+    """The demo with fewer steps and pictures; all else runs as it is."""
     monkeypatch.setattr(command, "PROMPTS", command.PROMPTS[:1])
     monkeypatch.setattr(command, "STEPS", 2)
     make_config = command.make_config
 
-    def make_short(folder: Path, material: command.Material) -> TrainConfig:
-        return replace(make_config(folder, material), max_train_steps=3)
+    def make_short(folder: Path, pictures: Path) -> TrainConfig:
+        return replace(make_config(folder, pictures), max_train_steps=3)
 
     monkeypatch.setattr(command, "make_config", make_short)
     return tmp_path / "out"
@@ -38,17 +39,17 @@ def test_ends_with_a_lora_and_a_sheet_and_says_what_to_do_next(small: Path, caps
     assert demo.main(["--output", str(small)]) == 0
     said = capsys.readouterr().out
     lora, sheet = small / "demo_ink" / "demo_ink.safetensors", small / "demo_ink_sheet.png"
-    assert str(lora) in said and str(sheet) in said
-    assert "random weights" in said and "What to do next" in said
-    failed = [check.name for check in self_test(lora, webui_layers(small / "base" / "random.safetensors")) if not check.passed]
-    assert failed == []
+    table = small / "pictures" / "metadata.csv"
+    assert str(lora) in said and str(sheet) in said and str(table) in said
+    assert "it said" in said and "it shows" in said and "What to do next" in said
+    assert [check.name for check in self_test(lora, webui_layers(BASE)) if not check.passed] == []
     with Image.open(sheet) as picture:
         assert picture.info["parameters"].startswith(f"{command.PROMPTS[0]} <lora:demo_ink:1>\nSteps: 2, Sampler: Euler a")
         assert 'Sheet weights: "0, 0.3, 0.5, 0.7, 0.9, 1"' in picture.info["parameters"]
-    written = lora.stat().st_mtime_ns
+    written, captions = lora.stat().st_mtime_ns, table.read_bytes()
     assert demo.main(["--output", str(small)]) == 0
     assert "earlier demo" in capsys.readouterr().out
-    assert lora.stat().st_mtime_ns == written
+    assert (lora.stat().st_mtime_ns, table.read_bytes()) == (written, captions)
 
 
 @pytest.mark.slow
@@ -62,24 +63,18 @@ def test_stop_saves_and_the_next_start_goes_on(small: Path, capsys: pytest.Captu
     assert demo.main(["--output", str(small)]) == 0
 
 
-def test_material_that_ships_is_taken_where_it_is_there(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, pictures = small / "miniature.safetensors", small / "train"
-    pictures.mkdir(parents=True)
-    base.touch()
-    monkeypatch.setattr(command, "MINIATURE", base)
-    monkeypatch.setattr(command, "INK_PICTURES", pictures)
-    material = command.prepare_material(small / "out")
-    assert (material.base, material.pictures, material.resolution, material.is_random) == (base, pictures, None, False)
-    assert not (small / "out").exists()
-
-
-def test_stand_ins_are_the_same_each_time(small: Path, tmp_path: Path) -> None:
-    first, second = command.prepare_material(tmp_path / "a"), command.prepare_material(tmp_path / "b")
-    assert first.is_random
-    assert first.base.read_bytes() == second.base.read_bytes()
-    names = sorted(path.name for path in first.pictures.iterdir())
-    assert len(names) == 24
-    assert all((first.pictures / name).read_bytes() == (second.pictures / name).read_bytes() for name in names)
+def test_captions_come_from_the_captioner_and_one_is_corrected(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = command.copy_pictures(small, fresh=False)
+    assert not list(pictures.glob("*.csv"))
+    assert command.write_captions(pictures, TrainControl())
+    table = pictures / "metadata.csv"
+    lines = table.read_text(encoding="utf-8-sig").splitlines()
+    assert len(lines) == 25
+    shown = capsys.readouterr().out.partition("it shows")[2].splitlines()[0].strip()
+    assert any(shown in line for line in lines), "the corrected caption is not in the table"
+    table.write_text("\n".join([*lines[:1], "ink-01.png,by hand", *lines[2:]]), encoding="utf-8")
+    assert command.write_captions(pictures, TrainControl())
+    assert "by hand" in table.read_text(encoding="utf-8"), "a second start undid the user's correction"
 
 
 def test_folder_that_cannot_be_made_is_an_error_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,3 +92,27 @@ def test_folder_of_another_run_is_refused_with_the_remedy(small: Path, capsys: p
     )
     assert demo.main(["--output", str(small)]) == 1
     assert "--fresh" in capsys.readouterr().err
+
+
+def test_into_a_webui_copies_a_base_whose_yaml_finds_its_text_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    webui, models = tmp_path / "webui", tmp_path / "webui" / "models" / "Stable-diffusion"
+    models.mkdir(parents=True)
+    assert demo.main(["--output", str(tmp_path / "out"), "--into", str(webui)]) == 0
+    said = capsys.readouterr().out
+    assert str(models / "miniature.safetensors") in said and "no LoRA of the demo" in said
+    assert (models / "miniature.safetensors").read_bytes() == BASE.read_bytes()
+    content = yaml.safe_load((models / "miniature.yaml").read_text(encoding="utf-8"))
+    clip = Path(content["model"]["params"]["cond_stage_config"]["params"]["version"])
+    assert clip.is_absolute() and {"config.json", "vocab.json", "merges.txt"} <= {path.name for path in clip.iterdir()}
+    ours, copied = read_sidecar(BASE), read_sidecar(models / "miniature.safetensors")
+    assert replace(copied, path=ours.path) == ours
+    lora = tmp_path / "out" / "demo_ink" / "demo_ink.safetensors"
+    lora.parent.mkdir(parents=True)
+    lora.write_bytes(b"LoRA")
+    assert demo.main(["--output", str(tmp_path / "out"), "--into", str(webui)]) == 0
+    assert (webui / "models" / "Lora" / "demo_ink.safetensors").read_bytes() == b"LoRA"
+
+
+def test_into_a_folder_that_is_no_webui_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--into", str(tmp_path)]) == 1
+    assert "models/Stable-diffusion" in capsys.readouterr().err

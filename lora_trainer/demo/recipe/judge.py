@@ -22,15 +22,20 @@ SIDE = 64
 NAMED_COLOURS = tuple(COLOURS)
 
 
+def build_features() -> nn.Module:
+    """Returns an untrained network that makes 1536 numbers of a picture `[B, 3, 64, 64]`."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise((3, 32, 48, 64, 96)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten())
+
+
 class Judge(nn.Module):
     """Tells the shape and its colour from a picture of 64 pixels: two answers from one small network."""
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in itertools.pairwise((3, 32, 48, 64, 96)):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.features = build_features()
         self.shape = nn.Linear(96 * 16, len(SHAPES))
         self.colour = nn.Linear(96 * 16, len(COLOURS))
 

@@ -3,7 +3,7 @@
 Stable Diffusion 1's own classes, structure and noise schedule with small widths. As the large one was, it is trained at half the
 size first (8 x 8 latents cost a quarter), where it learns words, colours and places, and then at full size.
 
-    python -m lora_trainer.demo.recipe.train_base --work DIR [--minutes 50]
+    python -m lora_trainer.demo.recipe.train_base --work DIR [--minutes 88]
 
 Letters in shapes: B items, h and w the latents' sides, T tokens (77 at most).
 """
@@ -32,7 +32,7 @@ from lora_trainer.models.text import CLIP_PADDING, tokenize_captions
 
 from .paint import paint
 from .scenes import caption, draw_scene
-from .train_vae import build_vae, to_tensor
+from .train_vae import load_or_start, to_tensor
 
 log = logging.getLogger(__name__)
 CAPTIONS_PER_SCENE = 4
@@ -155,9 +155,7 @@ class Trainer:
     def __init__(self, work: Path, num_scenes: int) -> None:
         torch.manual_seed(0)
         self.work = work
-        self.vae = build_vae()
-        self.vae.load_state_dict(torch.load(work / "vae.pt"))
-        self.vae.eval()
+        self.vae = load_or_start(work).eval()
         rng = np.random.default_rng(5)
         texts = [caption(draw_scene(seed), rng) for seed in range(num_scenes) for _ in range(CAPTIONS_PER_SCENE)]
         self.ids = tokenize(texts).view(num_scenes, CAPTIONS_PER_SCENE, 77)
@@ -252,7 +250,7 @@ class Trainer:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=50)
+    parser.add_argument("--minutes", type=float, default=88)
     parser.add_argument("--scenes", type=int, default=6_000)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -3,7 +3,7 @@
 What it writes is a model folder as any BLIP has it, with a word list of its own in BERT's format: the code that loads the large
 captioner loads this one.
 
-    python -m lora_trainer.demo.recipe.train_captioner --work DIR [--minutes 20]
+    python -m lora_trainer.demo.recipe.train_captioner --work DIR [--minutes 35]
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ from transformers import BertTokenizer
 from transformers.models.blip.configuration_blip import BlipConfig
 from transformers.models.blip.modeling_blip import BlipForConditionalGeneration
 
+from .datasets import say
 from .paint import paint
 from .scenes import SHAPES, caption, draw_scene
 from .train_vae import to_tensor
 
 log = logging.getLogger(__name__)
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+FADED_SHARE = 0.4  # of the landscapes
+SHAPED_SHARE = 0.6
 PAD, CLS, SEP = (SPECIALS.index(name) for name in ("[PAD]", "[CLS]", "[SEP]"))
 
 
@@ -101,6 +104,21 @@ def draw_examples(work: Path, count: int) -> tuple[torch.Tensor, list[str]]:
     return torch.load(path), [caption(draw_scene(seed)) for seed in range(count)]
 
 
+def fade(pictures: torch.Tensor) -> torch.Tensor:
+    """Returns pictures `[B, 3, H, W]` in -1 to 1 as greys of random tone, half of them soft, all with a little grain.
+
+    The large captioner has seen drawings and photographs without colour. So this one sees such landscapes, captioned without
+    colours; ink wash and blueprints it has not seen.
+    """
+    count = len(pictures)
+    grey = (pictures * torch.tensor([0.3, 0.59, 0.11]).view(3, 1, 1)).sum(1, keepdim=True) / 2 + 0.5
+    if torch.rand(()) < 0.5:
+        grey = F.avg_pool2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    dark, light = torch.rand(count, 1, 1, 1) * 0.4, 1 - torch.rand(count, 1, 1, 1) * 0.4
+    toned = dark + (light - dark) * grey.clamp(0, 1) ** (0.6 + 1.2 * torch.rand(count, 1, 1, 1))
+    return ((toned + 0.03 * torch.randn_like(toned)) * 2 - 1).clamp(-1, 1).expand(-1, 3, -1, -1)
+
+
 def write_caption(model: BlipForConditionalGeneration, tokenizer: BertTokenizer, pictures: torch.Tensor) -> list[str]:
     """Returns a caption for each picture `[B, 3, 128, 128]` in -1 to 1, the likeliest word at each place."""
     with torch.no_grad():
@@ -121,8 +139,11 @@ def train(work: Path, minutes: float, learning_rate: float = 1e-3, batch_size: i
     # the shape directly, too; this layer is thrown away.
     shape_layer = torch.nn.Linear(128, len(SHAPES) + 1)
     pictures, texts = draw_examples(work, num_scenes)
-    ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
+    colourless = [say("ink", draw_scene(seed)) for seed in range(num_scenes)]
+    all_ids = tokenizer([*texts, *colourless], padding=True, return_tensors="pt").input_ids
+    ids, colourless_ids = all_ids.split(num_scenes)
     shapes = torch.tensor([(*SHAPES, None).index(draw_scene(seed).shape) for seed in range(num_scenes)])
+    with_shape = torch.nonzero(shapes < len(SHAPES)).flatten()
     optimizer = torch.optim.AdamW(
         [*model.parameters(), *shape_layer.parameters()], betas=(0.9, 0.98), weight_decay=0.05, fused=True
     )
@@ -133,19 +154,24 @@ def train(work: Path, minutes: float, learning_rate: float = 1e-3, batch_size: i
             break
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 200) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
-        rows = torch.randint(num_scenes, (batch_size,))
+        # Shapes are what it learns last, so it sees them more often than there are.
+        shaped, any_scene = with_shape[torch.randint(len(with_shape), (batch_size,))], torch.randint(num_scenes, (batch_size,))
+        rows = torch.where(torch.rand(batch_size) < SHAPED_SHARE, shaped, any_scene)
         x, words = pictures[rows].float() / 127.5 - 1, ids[rows]
         if torch.rand(()) < 0.5:
             x = x.flip(3)  # no caption says left or right
+        faded = (torch.rand(batch_size) < FADED_SHARE) & (shapes[rows] == len(SHAPES))
+        if faded.any():
+            x[faded], words[faded] = fade(x[faded]), colourless_ids[rows[faded]]
         words = words[:, : int((words != PAD).sum(1).max())]
         labels = words.masked_fill(words == PAD, -100)
         output = model(pixel_values=x, input_ids=words, attention_mask=(words != PAD).long(), labels=labels)
         shape_loss = F.cross_entropy(shape_layer(output.image_embeds[:, 1:].mean(1)), shapes[rows])
         optimizer.zero_grad()
-        (output.loss + 0.5 * shape_loss).backward()
+        (output.loss + shape_loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if time.process_time() - saved > 120:
+        if time.process_time() - saved > 60:
             saved = time.process_time()
             model.save_pretrained(str(folder))
             log.info("step %d, %.0f %%: loss %.4f, of the shapes %.4f", step, 100 * done, output.loss.item(), shape_loss.item())
@@ -158,7 +184,7 @@ def train(work: Path, minutes: float, learning_rate: float = 1e-3, batch_size: i
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--minutes", type=float, default=35)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(arguments.work, arguments.minutes)

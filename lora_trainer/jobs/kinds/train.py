@@ -57,9 +57,10 @@ def _hand_over(config: TrainConfig, path: Path, context: JobContext) -> Path:
         try:
             _add_preview(folder, path)
             _copy_to_second_folder(config, path, context.host)
+            context.host.lora_changed(path)
         except (OSError, LoraTrainerError) as error:  # the LoRA itself is there
-            context.emit("warning", message=f"the LoRA is finished; its preview or second copy could not be written: {error}")
-        context.host.lora_changed(path)
+            message = f"the LoRA is finished, but its preview, its second copy or the host's list of LoRAs is not: {error}"
+            context.emit("warning", message=message)
     return path
 
 

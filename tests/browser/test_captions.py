@@ -1,0 +1,101 @@
+"""The part Captions in a real browser: edited in place, changed in bulk with preview, taken back, there after a reload."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from lora_trainer.dataset.caption_store import CaptionStore
+from tests.browser.conftest import INK, drop_files, show_part
+
+pytestmark = [pytest.mark.hosts, pytest.mark.slow]
+
+NUM_FILES = 6
+
+
+def field(page, name):
+    return page.locator(f'textarea[data-caption="{name}"]')
+
+
+def open_captions(page):
+    show_part(page, "Captions")
+    page.wait_for_selector("textarea[data-caption]")
+
+
+def open_section(page, title):
+    page.locator("#lora_trainer_tab_captions .label-wrap, #lora_trainer .label-wrap", has_text=title).first.click()
+
+
+def test_captions_are_edited_changed_and_taken_back(start_server, open_page, tmp_path):
+    server = start_server()
+    page = open_page(server.url)
+    page.wait_for_selector(".lora_trainer_empty")
+    files = [path for path in sorted(INK.iterdir()) if path.suffix != ".txt"][:NUM_FILES]
+    sidecars = []
+    for path in files:
+        sidecars.append(tmp_path / f"{path.stem}.txt")
+        sidecars[-1].write_text(f"a boat, {path.stem}", encoding="utf-8")
+    drop_files(page, [path for path in files if path.suffix == ".png"] + sidecars)
+    page.wait_for_selector(".lora_trainer_card")
+    open_captions(page)
+    names = [field.get_attribute("data-caption") for field in page.locator("textarea[data-caption]").all()]
+    (folder,) = (server.data_dir / "datasets").iterdir()
+    store = CaptionStore(folder)
+    assert {name: field(page, name).input_value() for name in names} == store.read().captions
+
+    first, second = names[:2]
+    mine = 'ink, "quoted", 水墨 🎨\nsecond <b>line</b>'
+    field(page, first).fill(mine)
+    field(page, first).press("Alt+ArrowDown")
+    page.wait_for_function("document.activeElement.dataset.caption === " + repr(second))
+    page.wait_for_function("window.loraTrainerCaptions.drafts.size === 0")
+    assert store.read().captions[first] == mine
+
+    seen = field(page, second).input_value()
+    store.save(second, "theirs", seen=seen)  # another window
+    field(page, second).fill("mine")
+    field(page, second).press("Control+s")
+    conflict = page.locator(f'[data-entry="{second}"] .lora_trainer_conflict')
+    conflict.locator("button").first.wait_for()
+    assert "theirs" in conflict.inner_text() and store.read().captions[second] == "theirs"
+    conflict.locator("button", has_text="Keep mine").click()
+    page.wait_for_function("window.loraTrainerCaptions.drafts.size === 0")
+    assert store.read().captions[second] == "mine"
+
+    open_section(page, "Change many captions")
+    page.locator("#lora_trainer_captions_find textarea, #lora_trainer_captions_find input").first.fill("boat")
+    page.locator("#lora_trainer_captions_other textarea, #lora_trainer_captions_other input").first.fill("ship")
+    page.locator("#lora_trainer_captions_preview").click()
+    page.wait_for_selector(".lora_trainer_preview")
+    before = store.read().captions
+    assert str(len(names) - 2) in page.locator(".lora_trainer_preview strong").first.inner_text()
+    page.locator("#lora_trainer_captions_apply").click()
+    page.wait_for_selector(".lora_trainer_message:has-text('changed.')")
+    assert store.read().captions == {name: text.replace("boat", "ship") for name, text in before.items()}
+
+    page.reload(wait_until="domcontentloaded")
+    open_captions(page)
+    assert {name: field(page, name).input_value() for name in names} == store.read().captions
+    page.locator("#lora_trainer_captions_undo").click()
+    page.wait_for_selector(".lora_trainer_message:has-text('changed.')")
+    assert store.read().captions == before
+
+    with page.expect_download() as download:
+        page.locator("#lora_trainer_captions_export").click()
+    download.value.save_as(tmp_path / "out.csv")
+    with open(tmp_path / "out.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.reader(file))
+    page.wait_for_function(f"document.querySelector('textarea[data-caption={names[-1]!r}]').value.includes('boat')")
+    assert rows == [["filename", "prompt"], *([name, field(page, name).input_value()] for name in names)]
+
+    page.locator(f'[data-large="{first}"]').click()
+    page.wait_for_selector(".lora_trainer_overlay img[src^=data]")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector(f'.lora_trainer_overlay[aria-label="{second}"]')
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".lora_trainer_overlay", state="detached")
+
+    open_section(page, "Check and retouch the pictures")
+    page.locator("#lora_trainer_captions_check").click()
+    page.wait_for_selector("#lora_trainer_captions_report :has-text('pictures checked, for')")

@@ -1,0 +1,80 @@
+"""The miniature that ships does its work: it draws what is asked, says what it sees, and a LoRA trained on it learns a style.
+
+Small versions with wide margins; `benchmarks/miniature.py` and `benchmarks/miniature_lora.py` have the full figures.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.miniature import generate
+from benchmarks.miniature_lora import column, draw, losses, saturation, train_lora
+from lora_trainer.adapters.tags import LoraUse
+from lora_trainer.captioning.blip import load as load_blip
+from lora_trainer.captioning.captioner import CaptionerSettings
+from lora_trainer.demo.assets import BASE, CAPTIONER, CLIP, DATA_SETS
+from lora_trainer.demo.command import FOR_A_SMALL_BASE
+from lora_trainer.demo.recipe.judge import dominant_colour, shape_scenes
+from lora_trainer.demo.recipe.paint import paint
+from lora_trainer.demo.recipe.scenes import caption, draw_scene
+from lora_trainer.demo.recipe.train_vae import UNSEEN, reconstruction_psnr
+from lora_trainer.models.detect import detect
+from lora_trainer.models.diffusion import DiffusionModel
+from lora_trainer.models.family import ModelSettings
+from lora_trainer.models.sd1 import load
+
+MAX_MEGABYTES = 45
+
+
+@pytest.fixture(scope="module")
+def model() -> DiffusionModel:
+    return load(ModelSettings(BASE), detect(BASE))
+
+
+def test_everything_together_is_small() -> None:
+    folders = (BASE.parent, CAPTIONER, DATA_SETS)
+    size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    assert size / 1e6 < MAX_MEGABYTES
+    assert {path.name for path in CLIP.iterdir()} >= {"config.json", "vocab.json", "merges.txt"}
+
+
+def test_a_picture_comes_back_through_the_autoencoder(model: DiffusionModel) -> None:
+    assert reconstruction_psnr(model.vae, [paint(draw_scene(UNSEEN + index)) for index in range(6)]) > 22
+
+
+def test_the_base_draws_the_colour_that_is_named(model: DiffusionModel) -> None:
+    scenes = [scene for scene in shape_scenes(UNSEEN, 60) if scene.plain][:10]
+    pictures = generate(model, [caption(scene) for scene in scenes], steps=12)
+    right = [dominant_colour(p, scene.plain or "") == scene.colour for p, scene in zip(pictures, scenes, strict=True)]
+    assert sum(right) >= 6
+
+
+def test_the_captioner_names_colour_and_shape() -> None:
+    scenes = shape_scenes(UNSEEN, 12)
+    with load_blip(CaptionerSettings(str(CAPTIONER), num_beams=1)) as captioner:
+        said = captioner.caption([paint(scene) for scene in scenes])
+    assert sum(f"{scene.colour} {scene.shape}" in text for scene, text in zip(scenes, said, strict=True)) >= 7
+
+
+def test_captions_to_correct_are_of_pictures_that_are_there() -> None:
+    for folder in sorted(DATA_SETS.glob("*/*")):
+        with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
+            names = [row["filename"] for row in csv.DictReader(file)]
+        assert names == sorted(path.name for path in folder.glob("*.png"))
+        assert len(names) == (24 if folder.name == "train" else 8)
+
+
+@pytest.mark.slow
+def test_a_lora_learns_the_style_and_its_weight_rules_it(model: DiffusionModel, tmp_path: Path) -> None:
+    path, events = train_lora(tmp_path / "ink", DATA_SETS / "ink", max_train_steps=120, **FOR_A_SMALL_BASE)
+    curve = losses(events)
+    assert curve[120] < 0.8 * curve[0]
+    prompts = ["blue mountains behind a lake with a red boat by day", "green hills behind the sea with the sun at sunset"]
+    grid = draw(model, [LoraUse(path)], prompts, (0.0, 0.5, 1.0), steps=10)
+    colours = np.array([[saturation(picture) for picture in column(grid, weight)] for weight in (0.0, 0.5, 1.0)])
+    assert (colours[2] < 0.8 * colours[0]).all(), colours
+    assert (colours[1] < colours[0]).all(), colours
