@@ -112,10 +112,8 @@ def _lay_out_demo(host: Standalone, library: Any) -> None:
     from lora_trainer.dataset.library import Upload
     from lora_trainer.demo.assets import BASE, DATA_SETS
 
-    print("Laying out the demo's base model and pictures ...", flush=True)
     host.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    for path in BASE.parent.iterdir():  # its yaml names the text encoder's folder beside it
-        target = host.checkpoint_dir / path.name
-        shutil.copytree(path, target, dirs_exist_ok=True) if path.is_dir() else shutil.copyfile(path, target)
+    for path in (BASE, BASE.with_suffix(".yaml")):
+        shutil.copyfile(path, host.checkpoint_dir / path.name)
     library.create(DEMO_SET)
     library.add(DEMO_SET, [Upload(path.name, path) for path in sorted((DATA_SETS / "ink" / "train").iterdir())])

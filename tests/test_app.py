@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from lora_trainer import app
+from lora_trainer.dataset.library import DatasetLibrary
+from lora_trainer.dataset.overview import read_overview
 from lora_trainer.entry import HELP
+from lora_trainer.host.standalone import Standalone
 
 
 @pytest.mark.parametrize("words", [["--listen"], ["--auth", "ann"], ["--auth", ":secret"], ["--auth", "ann:"]])
@@ -35,3 +38,12 @@ def test_the_next_free_port_is_taken_but_a_named_one_must_be_free():
 
 def test_help_begins_with_the_page():
     assert "python -m lora_trainer             opens the page" in HELP
+
+
+def test_the_first_start_lays_out_the_demo(tmp_path):
+    host = Standalone(tmp_path / "data")
+    library = DatasetLibrary(host.folders().datasets)
+    app._lay_out_demo(host, library)
+    assert [model.name for model in host.checkpoints()] == ["miniature.safetensors"]
+    overview = read_overview(library.path(app.DEMO_SET))
+    assert len(overview.usable) == len(overview.pictures) == 24
