@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_trainer.config.check import check_config
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.dataset.overview import Overview
+from lora_trainer.dataset.overview import Overview, read_overview
 from lora_trainer.errors import ConfigError, LoraTrainerError, ModelError, Problem
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.queue import JobQueue
@@ -132,7 +132,7 @@ def describe_plan(config: TrainConfig, overview: Overview, detection: Detection 
     epochs = f" × <b>{config.epochs}</b> {_noun(config.epochs, word('epoch'), word('epochs'))} / {word('batch')} <b>{batch}</b>"
     line += f" {word('until the step that ends it')}" if config.max_train_steps else epochs
     line += f" = <strong>{steps:,} {_noun(steps, word('step'), word('steps'))}</strong>"
-    seconds = estimate_seconds(config, resolutions, steps, queue)
+    seconds = estimate_seconds(config, overview, resolutions, steps, queue)
     if seconds is not None:
         line += f", {word('about')} {markup.describe_seconds(seconds)}"
     notes = []
@@ -145,22 +145,28 @@ def describe_plan(config: TrainConfig, overview: Overview, detection: Detection 
     return f"<p>{line}</p>" + (f"<small>{' '.join(notes)}</small>" if notes else "")
 
 
-def estimate_seconds(config: TrainConfig, resolutions: tuple[int, ...], steps: int, queue: JobQueue) -> float | None:
-    """Returns the time of the steps by the last run on the same base, in proportion to pictures and pixels; None without."""
+def estimate_seconds(
+    config: TrainConfig, overview: Overview, resolutions: tuple[int, ...], steps: int, queue: JobQueue
+) -> float | None:
+    """Returns the time of the steps by the last run on the same base, in proportion to the pixels of a step; None without."""
     for job in queue.list():
         if job.kind != "train" or not job.seconds_per_step:
             continue
         try:
             past = train_config(queue.settings(job.id), queue.host, folder=job.folder)
-        except LoraTrainerError:
+            if past.base_model != config.base_model:
+                continue
+            before = _pixels_of_a_step(past, read_overview(past.train_data_dir), past.resolutions or resolutions)
+        except LoraTrainerError:  # settings of another version, or pictures that are gone
             continue
-        if past.base_model == config.base_model:
-            return job.seconds_per_step * steps * _load(config, resolutions) / _load(past, past.resolutions or resolutions)
+        if before:
+            return job.seconds_per_step * steps * _pixels_of_a_step(config, overview, resolutions) / before
     return None
 
 
-def _load(config: TrainConfig, resolutions: tuple[int, ...]) -> float:
-    pixels = sum(side * side for side in resolutions) / len(resolutions)
+def _pixels_of_a_step(config: TrainConfig, overview: Overview, resolutions: tuple[int, ...]) -> float:
+    sizes = [size for side in resolutions for size in overview.buckets(side, upscale=config.upscale_small).values()]
+    pixels = sum(size.width * size.height for size in sizes) / max(1, len(sizes))
     return config.batch_size * config.gradient_accumulation_steps * pixels
 
 

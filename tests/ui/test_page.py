@@ -146,18 +146,20 @@ def test_a_folder_anywhere_can_be_looked_at(page, make_set, tmp_path):
 
 
 def test_time_is_known_after_a_run_on_the_same_base(page, services, make_set, make_base):
-    """In proportion: twice the batch is twice the time."""
+    """In proportion: twice the batch is twice the time, and a quarter of the pixels a quarter."""
     make_set("ink", num_pictures=8)
     make_base()
     train = page.parts["train"]
+    overview = page.parts["dataset"].overview("ink")
     values = values_of(train_data_dir="ink", base_model="base.safetensors", resolution="512", batch_size=1.0)
     train._submit(values, start=False)
     (job,) = services.queue.list()
     services.queue._jobs[job.id].record.summary["seconds_per_step"] = 2.0
     config = estimate.examine(train._settings(values), None, services.host, "ink").config
-    assert estimate.estimate_seconds(config, (512,), 100, services.queue) == pytest.approx(200)
+    assert estimate.estimate_seconds(config, overview, (512,), 100, services.queue) == pytest.approx(200)
     twice = dataclasses.replace(config, batch_size=2)
-    assert estimate.estimate_seconds(twice, (512,), 100, services.queue) == pytest.approx(400)
+    assert estimate.estimate_seconds(twice, overview, (512,), 100, services.queue) == pytest.approx(400)
+    assert estimate.estimate_seconds(config, overview, (256,), 100, services.queue) == pytest.approx(50)
 
 
 def test_a_long_curve_stays_short_and_forgets_what_was_undone():
