@@ -18,7 +18,16 @@
         field.closest("[data-entry]").querySelector(".lora_trainer_state").textContent = text;
     }
 
+    // What was typed into another set is not for this one; the server would refuse it.
+    function beIn(folder) {
+        if (folder === state.folder) return;
+        state.folder = folder;
+        state.flight = null;
+        drafts.clear();
+    }
+
     function note(field) {
+        beIn(field.closest("[data-folder]").dataset.folder);
         const name = field.dataset.caption;
         const known = drafts.get(name);
         const seen = known ? known.seen : field.dataset.seen;
@@ -105,11 +114,7 @@
     // Puts what is not saved yet back into fields that were drawn anew.
     function restoreDrafts() {
         const entries = root().querySelector("[data-folder]");
-        if (entries && entries.dataset.folder !== state.folder) {
-            state.folder = entries.dataset.folder;
-            drafts.clear();
-            state.flight = null;
-        }
+        if (entries) beIn(entries.dataset.folder);
         for (const field of fields()) {
             if (field.isKnown) continue;
             field.isKnown = true;

@@ -148,8 +148,9 @@ def write_captions(pictures: Path, control: TrainControl) -> bool:
     for name in names[:3]:
         _say(f"   {name}  {written[name]}")
     right = read_captions(INK_PICTURES, names, ["metadata.csv"]).by_name
-    name = next((name for name in CORRECTED if written[name] != right[name]), None)
-    if name is not None and result.num_kept == 0:
+    wrong = [name for name in CORRECTED if written[name] != right[name]]
+    if wrong and result.num_kept == 0:
+        name = wrong[0]
         _say("   A captioner is never right about all. Corrected by hand, one of them:")
         _say(f"   {name}  it said    {written[name]}", f"   {' ' * len(name)}  it shows   {right[name]}")
         table.save({name: right[name]})

@@ -85,7 +85,7 @@ class Standalone:
 
     def _split_tags(self, prompt: str) -> tuple[list[Any], str]:
         """Returns the LoRA files that a prompt names, with their weights, and the prompt without the tags."""
-        from lora_trainer.inference.loras import LoraUse
+        from lora_trainer.adapters.tags import LoraUse
 
         files = {path.stem: path for path in _model_files(self.folders().lora_dir)}
         uses = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +188,7 @@ class CaptionsPart:
         for trigger in (self.shows.input, self.contains.submit, self.order.input, self.size.input):
             page.on(trigger, lambda values: self.show({**values, "page_number": 0}), looks, self.shown)
         for button, step in ((self.back, -1), (self.forward, 1)):
-            page.on(button.click, lambda values, step=step: self._turn(values, step), looks, self.shown)
+            page.on(button.click, partial(self._turn, step=step), looks, self.shown)
         page.on(
             self.edits.input,
             self._save,

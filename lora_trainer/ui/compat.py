@@ -43,7 +43,7 @@ def uploaded(value: Any) -> list[tuple[str, Path]]:
         return []
     files = value if isinstance(value, list) else [value]
     # gradio 3 hands over objects, later ones paths. The last part of the path is the user's name, as far as gradio lets it be.
-    paths = [Path(getattr(file, "name", file)) for file in files]
+    paths = [Path(str(getattr(file, "name", file))) for file in files]
     return [(path.name, path) for path in paths]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,7 @@ class DatasetPart:
             {**shown, **upload, "results": self.results},
         )
         for button, step in ((self.back, -1), (self.forward, 1)):
-            page.on(button.click, lambda values, step=step: self._turn(values, step), look, self.live)
+            page.on(button.click, partial(self._turn, step=step), look, self.live)
         page.on(self.remove.click, self._remove_or_restore, look, self.live)
         page.on(self.caption.click, self._caption, look, self.live)
         self._train = train

@@ -137,7 +137,7 @@ class Page:
         components = {f"{part.id}.{key}": component for part in self.parts.values() for key, component in part.live.items()}
 
         def collect(values: Values) -> Mapping[str, Any]:
-            updates = {}
+            updates: dict[str, Any] = {}
             for part in self.parts.values():
                 own = {key: values[f"{part.id}.{key}"] for key in part.live}
                 updates |= {f"{part.id}.{key}": update for key, update in getattr(part, name)(own).items()}

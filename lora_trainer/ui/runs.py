@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,7 @@ class RunsPart:
         page.on(self.chosen.input, lambda values: self.show({**values, "drawn": None}), self.live, self.live)
         page.on(self.scrubber.input, self._scrub, self.live, self.live, quiet=True)
         for name, button in self.buttons.items():
-            page.on(button.click, lambda values, name=name: self._command(values, name), self.live, self.live)
+            page.on(button.click, partial(self._command, command=name), self.live, self.live)
         listen(self.use.click, None, inputs=[self.prompt], outputs=[], js=USE)
         train = page.parts["train"]
         page.on(self.clone.click, lambda values: self._clone(values, train), self.live, train.followers)

@@ -49,7 +49,7 @@ def test_captions_are_edited_changed_and_taken_back(start_server, open_page, tmp
     field(page, first).fill(mine)
     field(page, first).press("Alt+ArrowDown")
     page.wait_for_function("document.activeElement.dataset.caption === " + repr(second))
-    page.wait_for_function("window.loraTrainerCaptions.drafts.size === 0")
+    page.wait_for_selector(f'[data-entry="{first}"] .lora_trainer_state:text-is("saved")')
     assert store.read().captions[first] == mine
 
     seen = field(page, second).input_value()
@@ -60,7 +60,7 @@ def test_captions_are_edited_changed_and_taken_back(start_server, open_page, tmp
     conflict.locator("button").first.wait_for()
     assert "theirs" in conflict.inner_text() and store.read().captions[second] == "theirs"
     conflict.locator("button", has_text="Keep mine").click()
-    page.wait_for_function("window.loraTrainerCaptions.drafts.size === 0")
+    page.wait_for_selector(f'[data-entry="{second}"] .lora_trainer_state:text-is("saved")')
     assert store.read().captions[second] == "mine"
 
     open_section(page, "Change many captions")
