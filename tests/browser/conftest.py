@@ -20,7 +20,7 @@ from lora_trainer.config.schema import SECTIONS, field_infos
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 
-PATIENCE_MS = 900_000  # a guard against hanging for ever, not a measure of speed
+PATIENCE_MS = 300_000  # a guard against hanging for ever, not a measure of speed
 # Without these Chromium asks services of its maker at every start.
 QUIET = ("disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
 INK = ROOT / "lora_trainer" / "demo" / "datasets" / "ink" / "train"
