@@ -110,7 +110,9 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{url}?__theme={theme}", wait_until="domcontentloaded")
-        page.wait_for_selector("#lora_trainer")
+        # The page asks for its contents once it is seen; what is dropped before the answer would be drawn over by it.
+        gallery = "#lora_trainer_dataset_gallery"
+        page.wait_for_selector(f"{gallery} .lora_trainer_empty, {gallery} .lora_trainer_card")
         return page
 
     yield open_one

@@ -20,8 +20,6 @@ EVIL = "a boat <img src=x onerror='window.broken=1'> ${window.broken=2} {{window
 def test_from_dropped_files_to_a_lora(start_server, open_page, tmp_path):
     server = start_server()
     page = open_page(server.url)
-    page.wait_for_selector(".lora_trainer_empty")
-
     drop_files(page, sorted(INK.iterdir()))
     page.wait_for_selector(".lora_trainer_card >> nth=23")
     assert page.locator(".lora_trainer_results strong").first.inner_text() == "25"  # the table of captions, too
