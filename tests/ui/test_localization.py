@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 from lora_trainer.bootstrap import ROOT
-from lora_trainer.ui.page import build_page
+from lora_trainer.ui.page import SCRIPTS, build_page
 from tests.ui.strings import visible_strings
 
 WORDS = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
@@ -17,7 +17,8 @@ def test_every_visible_text_has_its_chinese(services):
     services.host.name = "a1111"  # some words are only seen in a WebUI
     found |= visible_strings(build_page(dataclasses.replace(services)))
     assert sorted(found - WORDS.keys()) == []
-    assert sorted(WORDS.keys() - found) == []
+    scripts = "".join(path.read_text(encoding="utf-8") for path in SCRIPTS)
+    assert sorted(text for text in WORDS.keys() - found if f'"{text}"' not in scripts) == []
 
 
 def test_chinese_is_chinese():
