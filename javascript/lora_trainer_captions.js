@@ -14,6 +14,12 @@
     const fields = () => [...root().querySelectorAll("textarea[data-caption]")];
     const fieldOf = (name) => fields().find((field) => field.dataset.caption === name);
 
+    // Enters a text into a hidden field, and presses a hidden button when gradio has taken it up.
+    function send(field, text, button) {
+        page().enter(`lora_trainer_captions_${field}`, text);
+        window.setTimeout(() => page().press(`lora_trainer_captions_${button}`), 50);
+    }
+
     function mark(field, text) {
         field.closest("[data-entry]").querySelector(".lora_trainer_state").textContent = text;
     }
@@ -50,7 +56,7 @@
         if (!Object.keys(edits).length) return;
         state.number += 1;
         state.flight = {id: state.number, edits, at: Date.now()};
-        page().enter("lora_trainer_captions_edits", JSON.stringify({id: state.number, folder: state.folder, edits}));
+        send("edits", JSON.stringify({id: state.number, folder: state.folder, edits}), "save");
     }
 
     function takeAnswer() {
@@ -147,7 +153,7 @@
 
     function enlarge(name) {
         state.large = name;
-        page().enter("lora_trainer_captions_wanted", JSON.stringify([name, Date.now()]));
+        send("wanted", JSON.stringify([name, Date.now()]), "enlarge");
         showLarge();
     }
 
@@ -193,8 +199,7 @@
     function filterBy(text) {
         const field = root().querySelector("#lora_trainer_captions_contains input, #lora_trainer_captions_contains textarea");
         if (!field) return;
-        page().enter("lora_trainer_captions_contains", field.value === text ? "" : text);
-        window.setTimeout(() => page().press("lora_trainer_captions_redraw"), 50);
+        send("contains", field.value === text ? "" : text, "redraw");
     }
 
     // Draws the part when it comes into view, and when a job has ended, which may have written captions.
@@ -230,7 +235,7 @@
         const reverted = event.target.closest("[data-revert]");
         if (large) enlarge(large.dataset.large);
         else if (filter) filterBy(filter.dataset.filter);
-        else if (reverted) page().enter("lora_trainer_captions_reverted", reverted.dataset.revert);
+        else if (reverted) send("reverted", reverted.dataset.revert, "revert");
     });
     document.addEventListener("keydown", (event) => {
         if (state.large && root() && root().querySelector(".lora_trainer_overlay")) {

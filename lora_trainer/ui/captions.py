@@ -164,6 +164,11 @@ class CaptionsPart:
         self.forward = gr.Button("forward", elem_id="lora_trainer_captions_forward", elem_classes="lora_trainer_hidden")
         self.redraw = gr.Button("refresh", elem_id="lora_trainer_captions_redraw", elem_classes="lora_trainer_hidden")
         self.edits = unsaved(gr.Textbox("", elem_id="lora_trainer_captions_edits", **hidden))
+        # What the script has to say stands in a field; a button is pressed after it.
+        self.save, self.revert, self.enlarge = (
+            gr.Button("refresh", elem_id=f"lora_trainer_captions_{name}", elem_classes="lora_trainer_hidden")
+            for name in ("save", "revert", "enlarge")
+        )
         self.answer = gr.HTML("", elem_id="lora_trainer_captions_answer", elem_classes="lora_trainer_hidden")
         self.reverted = unsaved(gr.Textbox("", elem_id="lora_trainer_captions_reverted", **hidden))
         self.wanted = unsaved(gr.Textbox("", elem_id="lora_trainer_captions_wanted", **hidden))
@@ -190,7 +195,7 @@ class CaptionsPart:
         for button, step in ((self.back, -1), (self.forward, 1)):
             page.on(button.click, partial(self._turn, step=step), looks, self.shown)
         page.on(
-            self.edits.input,
+            self.save.click,
             self._save,
             {**looks, "edits": self.edits},
             {"answer": self.answer, "undo": self.undo, "redo": self.redo, "history": self.history},
@@ -198,9 +203,9 @@ class CaptionsPart:
         )
         page.on(self.undo.click, lambda values: self._undo(values, "undo"), looks, self.shown)
         page.on(self.redo.click, lambda values: self._undo(values, "redo"), looks, self.shown)
-        page.on(self.reverted.input, self._revert, {**looks, "reverted": self.reverted}, self.shown)
+        page.on(self.revert.click, self._revert, {**looks, "reverted": self.reverted}, self.shown)
         page.on(self.take.click, self._take, {**looks, "run": self.runs}, self.shown)
-        page.on(self.wanted.input, self._enlarge, {**looks, "wanted": self.wanted}, {"large": self.large}, quiet=True)
+        page.on(self.enlarge.click, self._enlarge, {**looks, "wanted": self.wanted}, {"large": self.large}, quiet=True)
         exported = page.on(self.export.click, self._export, looks, {"csv": self.csv})
         listen(exported.then, None, inputs=[self.csv], outputs=[], js=DOWNLOAD)
         bulk = {"find": self.find, "other": self.other, "ignore_case": self.ignore_case, "whole_words": self.whole_words}

@@ -61,11 +61,6 @@ class Part(Protocol):
 PARTS: tuple[Callable[[Services], Part], ...] = (DatasetPart, CaptionsPart, TrainPart, RunsPart)
 
 
-def usable_parts() -> tuple[Callable[[Services], Part], ...]:
-    """Returns the parts that work in this gradio: Captions does not save what is typed in gradio 6, and was not seen in 4."""
-    return PARTS if int(gr.__version__.partition(".")[0]) < 4 else tuple(part for part in PARTS if part is not CaptionsPart)
-
-
 class Page:
     """What the parts share.
 
@@ -76,7 +71,7 @@ class Page:
 
     def __init__(self, services: Services) -> None:
         self.services = services
-        self.parts: dict[str, Any] = {part.id: part for part in (make(services) for make in usable_parts())}
+        self.parts: dict[str, Any] = {part.id: part for part in (make(services) for make in PARTS)}
 
     def build(self) -> None:
         """Makes all widgets and wires them."""

@@ -12,14 +12,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 from lora_trainer.dataset.library import DatasetLibrary
 from lora_trainer.host.standalone import Standalone
 from lora_trainer.jobs.queue import JobQueue
-from lora_trainer.ui import page
 from lora_trainer.ui.services import Services
-
-
-@pytest.fixture(autouse=True)
-def all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every part is tested in every gradio, also where the page does not show it."""
-    monkeypatch.setattr(page, "usable_parts", lambda: page.PARTS)
 
 
 @pytest.fixture
