@@ -13,7 +13,7 @@ from lora_trainer.captioning.captioner import Captioner
 from lora_trainer.control import TrainControl
 from lora_trainer.dataset.captions import read_captions
 from lora_trainer.dataset.images import open_image
-from lora_trainer.dataset.scan import find_pictures, list_files
+from lora_trainer.dataset.scan import list_files, picture_names
 from lora_trainer.dataset.table_writing import HEADERS, edit_table, format_table
 from lora_trainer.dataset.tables import NameIndex, read_table
 from lora_trainer.errors import DatasetError
@@ -66,7 +66,7 @@ def caption_folder(
     Raises:
         DatasetError: the folder cannot be read or has no picture, or a caption cannot be saved.
     """
-    names = picture_names(folder)
+    names = picture_names(list_files(folder))
     if not names:
         raise DatasetError(f"{folder} has no pictures. Give the folder that holds them.")
     wanted = [name for name in names if name not in kept]
@@ -89,15 +89,6 @@ def caption_folder(
     return CaptionResult(num_written, len(names) - len(wanted), tuple(unreadable), False)
 
 
-def picture_names(folder: Path) -> list[str]:
-    """Returns the names of all pictures below a folder, relative to it, with "/" between parts.
-
-    Raises:
-        DatasetError: the folder cannot be read.
-    """
-    return [path.relative_to(folder).as_posix() for path in find_pictures(folder)]
-
-
 def captions_to_keep(folder: Path, mode: Mode, table: Path | None = None) -> dict[str, str]:
     """Returns the captions that a run leaves alone: none when overwriting, else all that the folder or the table has.
 
@@ -107,7 +98,8 @@ def captions_to_keep(folder: Path, mode: Mode, table: Path | None = None) -> dic
     if mode == "overwrite":
         return {}
     table = table if table is not None and table.exists() else None
-    return read_captions(folder, picture_names(folder), list_files(folder), table).by_name
+    files = list_files(folder)
+    return read_captions(folder, picture_names(files), files, table).by_name
 
 
 class TableFile:
@@ -124,7 +116,7 @@ class TableFile:
     def __init__(self, path: Path, folder: Path) -> None:
         if path.suffix.lower() not in HEADERS:
             raise DatasetError(f"{path} cannot hold captions: its name must end in {' or '.join(HEADERS)}.")
-        self.path, self._names = path, picture_names(folder)
+        self.path, self._names = path, picture_names(list_files(folder))
 
     def save(self, captions: Mapping[str, str]) -> None:
         """Writes captions by the pictures' names, whole or not at all.

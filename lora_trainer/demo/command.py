@@ -142,8 +142,8 @@ def write_captions(pictures: Path, control: TrainControl) -> bool:
         result = run.caption_folder(captioner, pictures, table.save, kept=kept, control=control, emit=emit)
     if result.was_stopped:
         return False
-    names = run.picture_names(pictures)
     written = run.captions_to_keep(pictures, "missing")
+    names = sorted(written)
     _say(f"   {len(names)} captions are in {table.path}, such as")
     for name in names[:3]:
         _say(f"   {name}  {written[name]}")
