@@ -67,6 +67,19 @@ FULL = Size(_unet((128, 256, 512, 512), 768), SMALL_VAE, _text(768), picture_sid
 TINY = Size(_unet((32, 64), 64), SMALL_VAE, _text(64), picture_side=64)
 
 
+SD1_UNET = _unet((320, 640, 1280, 1280), 768)
+SDXL_UNET = UNetSizes(
+    channels=(320, 640, 1280),
+    layers=2,
+    depths=(0, 2, 10),
+    mid_depth=10,
+    context_width=2048,
+    heads=(5, 10, 20),
+    uses_linear_projection=True,
+    condition_width=1280 + 6 * 256,
+)
+
+
 def count_parameters(size: Size) -> int:
     """Returns the number of the UNet's weights."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

@@ -140,6 +140,10 @@ class TrainPart:
         config = examined.config
         if overview is not None and config is not None:
             summary = estimate.describe_plan(config, overview, examined.detection, self.services.queue) or summary
+            if examined.detection is not None and overview.usable:
+                summary += estimate.describe_memory(config, overview, examined.detection)
+                warning = estimate.card_problem(config, overview, examined.detection)
+                problems += [warning] if warning else []
         elif overview is not None and not examined.detection:
             summary = f"<p><b>{len(overview.usable)}</b> {word('pictures are ready. Choose a base model.')}</p>"
         elif overview is not None:
