@@ -20,6 +20,7 @@ from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import COMMANDS, TrainControl
 from lora_trainer.errors import ConfigError, LoraTrainerError, Problem
 from lora_trainer.events import TrainEvent
+from lora_trainer.libraries import load_ahead
 from lora_trainer.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
@@ -119,10 +120,11 @@ def _read_config(options: argparse.Namespace) -> TrainConfig:
 
 
 def _train(options: argparse.Namespace) -> int:
+    config = _read_config(options)
+    load_ahead()
     from lora_trainer.progress import ProgressView
     from lora_trainer.training.run import train
 
-    config = _read_config(options)
     control = TrainControl()
     with stop_on_ctrl_c(control), ProgressView() as view:
         result = train(config, control=control, watch=view.show, fresh=options.fresh)

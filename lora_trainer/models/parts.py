@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_trainer.errors import ModelError
+from lora_trainer.libraries import wait_for_libraries
 from lora_trainer.models import convert
 from lora_trainer.models.checkpoint import build_empty, fill, read_folder_part, read_tensors
 from lora_trainer.models.detect import Detection
@@ -33,13 +34,15 @@ _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_att
 
 def load_unet(settings: ModelSettings, detection: Detection) -> UNet2DConditionModel:
     """Loads the denoiser in `settings.dtype`, with its weights channels last for a GPU."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
     sizes = detection.facts.unet
     if detection.layout == "diffusers":
         tensors = read_folder_part(detection.path, "unet", dtype=settings.dtype)
     else:
         tensors = convert.unet_to_diffusers(read_tensors(detection.path, UNET_PREFIX, dtype=settings.dtype), sizes)
+    # Behind the reading, which goes on beside the imports.
+    wait_for_libraries()
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
     unet: UNet2DConditionModel = build_empty(lambda: UNet2DConditionModel(**sizes.diffusers_config()))
     device = torch.device("cpu") if settings.denoiser_waits else settings.device
     fill(unet, tensors, source=f"The UNet of {detection.path}", device=device)

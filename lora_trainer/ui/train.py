@@ -13,6 +13,7 @@ from lora_trainer.config.presets import load_presets
 from lora_trainer.config.schema import SECTIONS, field_infos
 from lora_trainer.dataset.overview import Overview, read_overview
 from lora_trainer.errors import ConfigError, DatasetError, Problem
+from lora_trainer.libraries import load_ahead
 from lora_trainer.ui import estimate, markup
 from lora_trainer.ui.compat import listen, unsaved, uploaded
 from lora_trainer.ui.form import FIRST, MAIN, build_widget, fill, label_of, preset_updates, read_values, section_id
@@ -234,6 +235,7 @@ class TrainPart:
         examined = self._examine(values, None)
         if path is None or examined.detection is None:
             return self.look(values)
+        load_ahead()
         family = examined.detection.family
         labels = self._presets_of(family)
         before = self._preset_name(values["preset"])

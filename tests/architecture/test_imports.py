@@ -71,6 +71,7 @@ ROOMS = {
     "plan": "data",
     "forecast": "data",
     "card": "ground",
+    "libraries": "ground",
     "models": "models",
     "models.table": "data",
     "models.detect": "data",
