@@ -56,24 +56,32 @@ def count_by_tape(sizes: UNetSizes, use: Use, *, text_needs_grad: bool = False) 
 
 def count_by_running(sizes: UNetSizes, use: Use, *, is_fake: bool = True, text_needs_grad: bool = False) -> Held:
     """Returns what a step's operations hold, on fake tensors or on real ones."""
-    dtype, batch = DTYPES[use.num_bytes], use.batch_size
     unet = build_unet(sizes, use)
     with FakeTensorMode() if is_fake else _nothing():
-        _materialise(unet)
-        latents = torch.randn(batch, sizes.in_channels, use.height // 8, use.width // 8, dtype=dtype)
-        text = torch.randn(batch, TOKENS, sizes.context_width, dtype=dtype, requires_grad=text_needs_grad)
-        timesteps = torch.zeros(batch, dtype=torch.long)
-        added = None
-        if sizes.condition_width is not None:
-            pooled = torch.randn(batch, sizes.condition_width - 6 * 256, dtype=dtype)
-            added = {"text_embeds": pooled, "time_ids": torch.zeros(batch, 6)}
+        materialise(unet)
         counted = Allocations()
-        counted.leave_out(*unet.parameters(), latents, text, timesteps)
-        with counted:
-            prediction = unet(latents, timesteps, encoder_hidden_states=text, added_cond_kwargs=added).sample
-            held = counted.held
-            prediction.float().square().mean().backward()
+        counted.leave_out(*unet.parameters())
+        held = run_step(unet, sizes, use, counted, text_needs_grad=text_needs_grad)
     return Held(held, counted.peak)
+
+
+def run_step(unet: Any, sizes: UNetSizes, use: Use, counted: Allocations | None = None, *, text_needs_grad: bool = False) -> int:
+    """Runs forward and backward of a batch of noise. Returns what was held between them, 0 where nothing counts."""
+    dtype, batch = DTYPES[use.num_bytes], use.batch_size
+    latents = torch.randn(batch, sizes.in_channels, use.height // 8, use.width // 8, dtype=dtype)
+    text = torch.randn(batch, TOKENS, sizes.context_width, dtype=dtype, requires_grad=text_needs_grad)
+    timesteps = torch.zeros(batch, dtype=torch.long)
+    added = None
+    if sizes.condition_width is not None:
+        pooled = torch.randn(batch, sizes.condition_width - 6 * 256, dtype=dtype)
+        added = {"text_embeds": pooled, "time_ids": torch.zeros(batch, 6)}
+    if counted is not None:
+        counted.leave_out(latents, text, timesteps)
+    with counted or _nothing():
+        prediction = unet(latents, timesteps, encoder_hidden_states=text, added_cond_kwargs=added).sample
+        held = counted.held if counted is not None else 0
+        prediction.float().square().mean().backward()
+    return held
 
 
 def build_unet(sizes: UNetSizes, use: Use) -> Any:
@@ -92,7 +100,7 @@ def build_unet(sizes: UNetSizes, use: Use) -> Any:
     return unet.train()
 
 
-def _materialise(module: nn.Module) -> None:
+def materialise(module: nn.Module) -> None:
     """Gives parameters without memory such of the mode's kind: fake ones, or random numbers."""
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
