@@ -21,6 +21,7 @@ class Blip2Captioner(GeneratingCaptioner):
     """A BLIP-2 that writes captions, see `captioner.Captioner`."""
 
     label = "BLIP-2"
+    needs_text = True  # transformers 4.46 fails without: the processor then leaves no room for the picture
     files = "config.json, preprocessor_config.json, the tokenizer's files, and model.safetensors or its parts with their index"
 
     def build(self) -> tuple[Any, Any]:

@@ -21,10 +21,12 @@ class GeneratingCaptioner(ABC):
     Attributes:
         label: what it is called in messages.
         files: what a folder of one holds, for messages.
+        needs_text: whether it is given a text without a prompt, too: an empty one.
     """
 
     label: str
     files: str
+    needs_text = False
 
     def __init__(self, settings: CaptionerSettings) -> None:
         self.settings = settings
@@ -57,7 +59,7 @@ class GeneratingCaptioner(ABC):
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
         """Returns a caption for each RGB picture, in order."""
         settings = self.settings
-        texts = {"text": [settings.prompt] * len(pictures)} if settings.prompt else {}
+        texts = {"text": [settings.prompt] * len(pictures)} if settings.prompt or self.needs_text else {}
         inputs = self._processor(images=list(pictures), return_tensors="pt", **texts)
         inputs = {name: tensor.to(settings.device) for name, tensor in inputs.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(settings.dtype)

@@ -48,9 +48,10 @@ class Download:
         return f"{self.model} is not on this computer; {size} loaded once, from {endpoint()}, into {self.target}."
 
     def by_hand(self) -> str:
-        """Returns how to do without our download."""
+        """Returns what to do: to agree, or to do without our download."""
+        agree = "HF_HUB_OFFLINE forbids that: unset it" if is_offline() else "Agree to it (--download on the command line)"
         return (
-            f"Agree to the download (--download on the command line). Or load the files of {endpoint()}/{self.model}/tree/main "
+            f"{agree}, or load the files of {endpoint()}/{self.model}/tree/main "
             f"with another program: config.json, all other .json and .txt files, and {WEIGHTS[0]} or {WEIGHTS[1]}; put them "
             f"into {self.target}. HF_ENDPOINT chooses another address of the hub."
         )
