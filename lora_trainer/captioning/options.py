@@ -15,6 +15,7 @@ from lora_trainer.captioning.weights import HUB_ID, Download, find_folder
 from lora_trainer.captioning.wording import MODES, Mode, Wording
 from lora_trainer.dataset.bulk import read_list, read_pairs
 from lora_trainer.errors import ConfigError, DatasetError, Problem
+from lora_trainer.host.base import Host
 from lora_trainer.registry import Entry, did_you_mean
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -124,6 +125,11 @@ def read_options(values: Mapping[str, Any], *, default_captioner: str = "") -> C
     if problems:
         raise ConfigError(problems)
     return CaptionOptions(**read)
+
+
+def default_captioner(host: Host) -> str:
+    """Returns the captioner of the host's settings page, else the host's own where that is on the disk; "" for neither."""
+    return host.options().captioner or ("webui" if host.has_captioner() else "")
 
 
 def missing_models(options: CaptionOptions, root: Path) -> list[Download]:

@@ -60,8 +60,8 @@ class RankedCaptioner:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ModelError(
-                f"{folder} cannot be loaded as a CLIP model: {reason} A folder of one holds config.json, preprocessor_config.json, "
-                "vocab.json, merges.txt and model.safetensors or pytorch_model.bin."
+                f"{folder} cannot be loaded as a CLIP model: {reason} A folder of one holds config.json, "
+                "preprocessor_config.json, vocab.json, merges.txt and model.safetensors or pytorch_model.bin."
             ) from error
         self._model = model.to(self._settings.device, self._settings.dtype).eval().requires_grad_(False)
         self._terms = {about: self._encode_terms(terms) for about, terms in self._lists.items()}

@@ -31,14 +31,14 @@ CAPTIONERS = Registry(
         Entry(
             "blip2",
             "BLIP-2",
-            "The best sentences, and an answer to a prompt such as “Question: what medium is this? Answer:”. 8 GB of graphics memory.",
+            "The best sentences; answers a prompt such as “Question: what medium is this? Answer:”. Takes 8 GB on the card.",
             "lora_trainer.captioning.blip2:load",
             options={"model": "Salesforce/blip2-opt-2.7b", "size_mb": 15500},
         ),
         Entry(
             "webui",
             "The WebUI's own BLIP",
-            "What Interrogate CLIP begins with, with the lengths and beams of the WebUI's settings. Nothing is loaded from the hub.",
+            "What Interrogate CLIP begins with, by the lengths and beams of the WebUI's settings. Nothing is loaded.",
             "lora_trainer.captioning.webui:load",
             options={"model": "", "size_mb": 0},
         ),

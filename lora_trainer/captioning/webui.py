@@ -19,7 +19,7 @@ def load(settings: CaptionerSettings) -> WebUICaptioner:
 
 
 class WebUICaptioner:
-    """See `captioner.Captioner`. A prompt stands before each caption; beams and lengths are those of the WebUI's settings page."""
+    """See `captioner.Captioner`. A prompt stands before each caption; beams and lengths are those of the WebUI's settings."""
 
     def __init__(self, settings: CaptionerSettings) -> None:
         self._settings = settings

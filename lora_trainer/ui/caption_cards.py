@@ -116,6 +116,11 @@ def draw_history(changes: Sequence[Change]) -> str:
     return f'<ul class="lora_trainer_history">{rows}</ul>'
 
 
+def name_run(run: Change) -> str:
+    """Returns what a caption run is called in the list of runs."""
+    return f"{run.title}, {time.strftime('%Y-%m-%d %H:%M', time.localtime(run.time))} (#{run.id})"
+
+
 def draw_report(looked: Looked) -> str:
     """Returns what the last report found, by kind, and the groups of near-duplicates."""
     report = looked.report

@@ -235,6 +235,7 @@ class CaptionsPart:
         _, number, _ = page_of(looked.shown, int(values["page_number"] or 0), size)
         store, pictures = self._store(folder), PictureStore(folder)
         jobs = [f"{job.title} ({job.id})" for job in runs_of(self.services.queue, folder)]
+        jobs += [cards.name_run(run) for run in store.runs()]
         return {
             "cards": cards.draw_cards(looked, number, size, self.services.host.folders().cache),
             "totals": cards.draw_totals(looked),
@@ -300,6 +301,10 @@ class CaptionsPart:
 
     def _take(self, values: dict[str, Any]) -> dict[str, Any]:
         store = self._open(values)
+        run = next((run for run in store.runs() if cards.name_run(run) == values["run"]), None)
+        if run is not None:
+            said = _describe(store.restore(run.id))
+            return {**self.show(values), "message": said}
         job = next(
             (job for job in runs_of(self.services.queue, store.folder) if str(values["run"] or "").endswith(f"({job.id})")), None
         )

@@ -162,3 +162,16 @@ def test_no_set_is_no_error_until_something_is_asked_for(part):
     assert "Choose a data set" in part.show(values_of(source=None))["cards"]
     with pytest.raises(DatasetError, match="no data set"):
         part._export(values_of(source=None))
+
+
+def test_the_captions_of_a_past_caption_run_come_back(part, make_set):
+    folder = make_set(num_pictures=2)
+    store = CaptionStore(folder)
+    store.save_all({"000.png": "by blip"}, None, title="captions by BLIP", run="job-1")
+    store.end_run("job-1")
+    store.save("000.png", "mine", seen="by blip")
+    (name,) = part.show(values_of())["runs"]["choices"]
+    name = name[0] if isinstance(name, tuple | list) else name
+    assert name.startswith("captions by BLIP, ")
+    assert "1 caption" in part._take(values_of(run=name))["message"]
+    assert store.read().captions["000.png"] == "by blip"

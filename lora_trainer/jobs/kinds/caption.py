@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.captioning.options import CaptionOptions, check_download, read_options
+from lora_trainer.captioning.options import CaptionOptions, check_download, default_captioner, read_options
 from lora_trainer.dataset.caption_store import CaptionStore
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.context import JobContext
@@ -25,13 +25,12 @@ def prepare(settings: Mapping[str, Any], host: Host, title: str) -> None:
 
 
 def read(settings: Mapping[str, Any], host: Host) -> CaptionOptions:
-    """Returns the settings. Where no captioner is named it is the one of the host's settings page, else the host's own where that
-    is on the disk, else the first of the table.
+    """Returns the settings; where no captioner is named, with `default_captioner`, or the first of the table.
 
     Raises:
         ConfigError: with every problem found.
     """
-    return read_options(settings, default_captioner=host.options().captioner or ("webui" if host.has_captioner() else ""))
+    return read_options(settings, default_captioner=default_captioner(host))
 
 
 def run(settings: Mapping[str, Any], context: JobContext) -> None:
