@@ -2,9 +2,9 @@
 
     python -m benchmarks.captions_page [--pictures 1000] [--side 1024] [--no-report]
 
-Needs playwright and Chromium. A page counts as there when all its fields are there and all its pictures are decoded. "First" pages
-have their small pictures made; later they are kept. The script of the page looks twice a second whether it is in view, which is
-in the figures.
+Needs playwright and Chromium. A page counts as there when all its fields are there and all its pictures are decoded. "First"
+pages have their small pictures made; later they are kept. The script of the page looks twice a second whether it is in view,
+which is in the figures.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from lora_trainer.dataset.table_writing import format_table
 OPEN_SECONDS, TURN_SECONDS, BULK_SECONDS = 2.0, 0.5, 2.0
 NUM_TURNS = 6
 PATIENCE_MS = 600_000
-SEEN = """([last, first]) => {
+SEEN = """(last) => {
     const cards = document.querySelector("#lora_trainer_captions_cards");
-    const fields = cards ? [...cards.querySelectorAll("textarea[data-caption]")] : [];
-    if (!fields.length || fields[0].dataset.caption === last || (first && fields[0].dataset.caption !== first)) return false;
+    const field = cards && cards.querySelector("textarea[data-caption]");
+    if (!field || field.dataset.caption === last) return false;
     return [...cards.querySelectorAll("img")].every((image) => image.complete && image.naturalWidth > 0);
 }"""
 FIRST = "() => document.querySelector('textarea[data-caption]').dataset.caption"
@@ -42,11 +42,11 @@ class Browser:
     def __init__(self, page: Any) -> None:
         self.page = page
 
-    def timed(self, act: Callable[[], object], *, last: str = "", first: str = "") -> float:
-        """Returns the seconds from an action to the pictures and captions that follow: others than `last`, beginning with `first`."""
+    def timed(self, act: Callable[[], object], *, last: str = "") -> float:
+        """Returns the seconds from an action to the captions and pictures that follow, of which the first is not `last`."""
         begin = time.perf_counter()
         act()
-        self.page.wait_for_function(SEEN, arg=[last, first], polling="raf")
+        self.page.wait_for_function(SEEN, arg=last, polling="raf")
         return time.perf_counter() - begin
 
     def open(self) -> float:
@@ -56,7 +56,9 @@ class Browser:
     def turn(self, step: str) -> float:
         """Presses the hidden button of a page turn, as the arrows below the pictures do."""
         last = self.page.evaluate(FIRST)
-        return self.timed(lambda: self.page.evaluate(f"() => window.loraTrainer.press('lora_trainer_captions_{step}')"), last=last)
+        return self.timed(
+            lambda: self.page.evaluate(f"() => window.loraTrainer.press('lora_trainer_captions_{step}')"), last=last
+        )
 
     def press_and_wait(self, button: str, seen: str) -> float:
         begin = time.perf_counter()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -187,11 +187,18 @@ class CaptionStore:
 
     def versions(self, name: str) -> list[Version]:
         """Returns what a caption has been, the latest first. To restore one, save its text."""
-        changes = [change for change in self._journal.changes() if name in change.values]
-        versions = [Version(change.values[name][1], change.title, change.time) for change in changes]
-        if changes:
-            versions.insert(0, Version(changes[0].values[name][0], "before the first change", changes[0].time))
-        return versions[::-1]
+        return self.versions_of([name])[name]
+
+    def versions_of(self, names: Iterable[str]) -> dict[str, list[Version]]:
+        """Returns `versions` of several captions."""
+        found: dict[str, list[Version]] = {name: [] for name in names}
+        for change in self._journal.changes():
+            for name in found.keys() & change.values.keys():
+                before, after = change.values[name]
+                if not found[name]:
+                    found[name].append(Version(before, "before the first change", change.time))
+                found[name].append(Version(after, change.title, change.time))
+        return {name: versions[::-1] for name, versions in found.items()}
 
     def undoable(self) -> Change | None:
         """Returns the change that `undo` would take back."""

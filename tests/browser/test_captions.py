@@ -85,12 +85,18 @@ def test_captions_are_edited_changed_and_taken_back(start_server, open_page, tmp
     assert store.read().captions == before
 
     with page.expect_download() as download:
-        page.locator("#lora_trainer_captions_export").click()
+        page.locator("#lora_trainer_captions_export_csv").click()
     download.value.save_as(tmp_path / "out.csv")
     with open(tmp_path / "out.csv", encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))
     page.wait_for_function("() => [...document.querySelectorAll('textarea[data-caption]')].pop().value.includes('boat')")
     assert rows == [["filename", "prompt"], *([name, field(page, name).input_value()] for name in names)]
+
+    entry = page.locator(f'[data-entry="{second}"]')
+    entry.locator("summary").click()
+    entry.locator("[data-version]", has_text="Put back").last.click()
+    page.wait_for_selector(f'[data-entry="{second}"] .lora_trainer_state:text-is("saved")')
+    assert store.read().captions[second] == seen
 
     page.locator(f'[data-large="{first}"]').click()
     page.wait_for_selector(".lora_trainer_overlay img[src^=data]")
