@@ -2,7 +2,7 @@
 
     python -m benchmarks.captions_page [--pictures 1000] [--side 1024] [--no-report]
 
-Needs playwright and Chromium. A page counts as there when all its fields are there and all its pictures are decoded. "First"
+Needs playwright and Chromium. A page counts as there when all its fields are there and all pictures in view are decoded. "First"
 pages have their small pictures made; later they are kept. The script of the page looks twice a second whether it is in view,
 which is in the figures.
 """
@@ -31,7 +31,8 @@ SEEN = """(last) => {
     const cards = document.querySelector("#lora_trainer_captions_cards");
     const field = cards && cards.querySelector("textarea[data-caption]");
     if (!field || field.dataset.caption === last) return false;
-    return [...cards.querySelectorAll("img")].every((image) => image.complete && image.naturalWidth > 0);
+    const images = [...cards.querySelectorAll("img")].filter((image) => image.getBoundingClientRect().top < innerHeight);
+    return images.every((image) => image.complete && image.naturalWidth > 0);
 }"""
 FIRST = "() => document.querySelector('textarea[data-caption]').dataset.caption"
 
