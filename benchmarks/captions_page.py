@@ -23,10 +23,11 @@ from typing import Any
 from benchmarks.quality_report import MAX_SECONDS, make_pictures
 from benchmarks.report import Row, describe_spread, format_section
 from lora_trainer.dataset.table_writing import format_table
+from lora_trainer.ui.captions import PAGE_SIZES
 
 OPEN_SECONDS, TURN_SECONDS, BULK_SECONDS = 2.0, 0.5, 2.0
 NUM_TURNS = 6
-PATIENCE_MS = 600_000
+PATIENCE_MS = 300_000
 SEEN = """(last) => {
     const cards = document.querySelector("#lora_trainer_captions_cards");
     const field = cards && cards.querySelector("textarea[data-caption]");
@@ -74,7 +75,7 @@ class Browser:
         self.page.locator("#lora_trainer .label-wrap", has_text=title).first.click()
 
 
-def measure(url: str, *, with_report: bool) -> dict[str, list[float]]:
+def measure(url: str, num_pages: int, *, with_report: bool) -> dict[str, list[float]]:
     """Returns the seconds of each action."""
     from playwright.sync_api import sync_playwright
 
@@ -89,7 +90,7 @@ def measure(url: str, *, with_report: bool) -> dict[str, list[float]]:
             page.wait_for_selector("#lora_trainer_dataset_gallery .lora_trainer_card")
             browser = Browser(page)
             found[f"opened, {visit}"] = [browser.open()]
-            found[f"page turn, {visit}"] = [browser.turn("forward") for _ in range(NUM_TURNS)]
+            found[f"page turn, {visit}"] = [browser.turn("forward") for _ in range(min(NUM_TURNS, num_pages - 1))]
             if visit == "again":
                 found["bulk change of all, preview"], found["bulk change of all"] = _change_all(browser)
                 if with_report:
@@ -150,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         process, url = serve(Path(folder), options.pictures, options.side)
         try:
-            found = measure(url, with_report=not options.no_report)
+            found = measure(url, -(-options.pictures // PAGE_SIZES[0]), with_report=not options.no_report)
         finally:
             process.terminate()
             process.wait()
