@@ -3,7 +3,7 @@
     python -m benchmarks.captions_page [--pictures 1000] [--side 1024] [--no-report]
 
 Needs playwright and Chromium. A page counts as there when all its fields are there and all pictures in view are decoded. "First"
-pages have their small pictures made; later they are kept. The script of the page looks twice a second whether it is in view,
+pages have their small pictures made, that of a page turn while the page before is looked at for three seconds; later they are kept. The script of the page looks twice a second whether it is in view,
 which is in the figures.
 """
 
@@ -27,6 +27,7 @@ from lora_trainer.ui.captions import PAGE_SIZES
 
 OPEN_SECONDS, TURN_SECONDS, BULK_SECONDS = 2.0, 0.5, 2.0
 NUM_TURNS = 6
+LOOK_SECONDS = 3.0
 PATIENCE_MS = 300_000
 SEEN = """(last) => {
     const cards = document.querySelector("#lora_trainer_captions_cards");
@@ -57,6 +58,7 @@ class Browser:
 
     def turn(self, step: str) -> float:
         """Presses the hidden button of a page turn, as the arrows below the pictures do."""
+        time.sleep(LOOK_SECONDS)  # nobody turns a page before it was looked at; meanwhile the next one is prepared
         last = self.page.evaluate(FIRST)
         return self.timed(
             lambda: self.page.evaluate(f"() => window.loraTrainer.press('lora_trainer_captions_{step}')"), last=last

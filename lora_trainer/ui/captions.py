@@ -17,6 +17,7 @@ from lora_trainer.dataset.caption_store import CaptionStore, SaveResult
 from lora_trainer.dataset.journal import KEPT_FOLDER
 from lora_trainer.dataset.picture_store import PictureStore
 from lora_trainer.dataset.table_writing import format_table, pack_sidecars
+from lora_trainer.dataset.thumbnails import prepare
 from lora_trainer.errors import DatasetError
 from lora_trainer.run_folder import RunFolder
 from lora_trainer.ui import caption_cards as cards
@@ -240,21 +241,28 @@ class CaptionsPart:
         if folder is None:
             return {"cards": markup.box(word("Choose a data set in the part Dataset first."), "empty"), "totals": ""}
         looked = self._look(values)
-        size = int(values["size"] or PAGE_SIZES[0])
-        _, number, _ = page_of(looked.shown, int(values["page_number"] or 0), size)
         store, pictures = self._store(folder), PictureStore(folder)
         jobs = [f"{job.title} ({job.id})" for job in runs_of(self.services.queue, folder)]
         jobs += [cards.name_run(run) for run in store.runs()]
         return {
-            "cards": cards.draw_cards(looked, number, size, self.services.host.folders().cache, store),
+            **self._page(looked, values),
             "totals": cards.draw_totals(looked),
             "frequency": cards.draw_frequency(list(looked.captions.values())),
             "report": cards.draw_report(looked),
             "undo_pictures": gr.update(interactive=pictures.undoable() is not None),
             "runs": gr.update(choices=jobs, value=jobs[0] if jobs else None),
-            "page_number": number,
             **self._history(store),
         }
+
+    def _page(self, looked: Looked, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the pictures of one page."""
+        size = int(values["size"] or PAGE_SIZES[0])
+        _, number, _ = page_of(looked.shown, int(values["page_number"] or 0), size)
+        cache_dir = self.services.host.folders().cache
+        drawn = cards.draw_cards(looked, number, size, cache_dir, self._store(looked.folder))
+        following = looked.shown[(number + 1) * size : (number + 2) * size]
+        prepare([looked.folder / name for name in following], cache_dir, cards.SIDE)
+        return {"cards": drawn, "page_number": number}
 
     def _store(self, folder: Path) -> CaptionStore:
         return self._stores.setdefault(folder, CaptionStore(folder))
@@ -283,7 +291,8 @@ class CaptionsPart:
         }
 
     def _turn(self, values: dict[str, Any], step: int) -> dict[str, Any]:
-        return self.show({**values, "page_number": int(values["page_number"] or 0) + step})
+        """Turns the page; only its pictures are drawn anew."""
+        return self._page(self._look(values), {**values, "page_number": int(values["page_number"] or 0) + step})
 
     def _save(self, values: dict[str, Any]) -> dict[str, Any]:
         """Saves what was typed: `{"id": n, "folder": ..., "edits": {name: [text, seen]}}`."""
