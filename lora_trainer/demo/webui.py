@@ -26,8 +26,8 @@ def copy_base(webui: Path) -> Path:
     if (webui / "modules_forge").is_dir():
         raise ModelError(
             f"{webui} is Forge or a relative of it. They know base models by their exact sizes and refuse the demo's, which is "
-            "smaller ('Failed to recognize model type!'). Give the folder of an AUTOMATIC1111 WebUI. Training on a base of your own "
-            "works in all of them."
+            "smaller ('Failed to recognize model type!'). Give the folder of an AUTOMATIC1111 WebUI. Training on your own "
+            "base works in all of them."
         )
     target, clip = models / BASE.name, models / CLIP_NAME
     content = yaml.safe_load(BASE.with_suffix(".yaml").read_text(encoding="utf-8"))
