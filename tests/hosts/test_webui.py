@@ -443,6 +443,19 @@ class TestForge:
         assert emptied == [True]
         assert webui.model.current_lora_hash == ""
 
+    def test_forge_merges_a_file_anew_that_was_replaced_under_its_name(self, enter, tmp_path):
+        webui, path = enter("forge"), Path(tmp_path, "ink.safetensors")
+        importlib.import_module("networks").load_lora_state_dict = dict
+        loaded = webui.model.forge_objects = importlib.import_module("backend.patcher").ForgeObjects()
+        loaders = [loaded.unet.lora_loader, loaded.clip.patcher.lora_loader]
+        for loader in loaders:
+            loader.refresh({(str(path), 0.7): 1.0})
+            loader.refresh({(str(path), 0.7): 2.0})
+        assert [loader.merged for loader in loaders] == [[1.0], [1.0]]  # the trap is there
+        find_host().lora_changed(path)
+        for loader in loaders:
+            loader.refresh({(str(path), 0.7): 2.0})
+        assert [loader.merged for loader in loaders] == [[2.0], [2.0]]
 
 class TestCaptioner:
     def test_without_weights_on_the_disk_there_is_none(self, webui, host):
