@@ -28,7 +28,7 @@ from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.inference.generate import GenerateSettings
 from lora_trainer.inference.grid import draw_cells, make_rows
-from lora_trainer.inference.samplers import SAMPLERS
+from lora_trainer.inference.table import SAMPLERS
 from lora_trainer.models.diffusion import DiffusionModel
 
 WEIGHTS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)

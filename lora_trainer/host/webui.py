@@ -263,7 +263,7 @@ def _clear_frames(error: BaseException) -> None:
 
 def _host_sampler(name: str) -> tuple[str, str]:
     """Returns the WebUI's words for a sampler of ours, or the name itself where it is the WebUI's."""
-    from lora_trainer.inference.samplers import SAMPLERS
+    from lora_trainer.inference.table import SAMPLERS
 
     if name not in SAMPLERS.names():
         return name, "Automatic"

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_trainer.errors import ConfigError, ModelError, Problem
-from lora_trainer.inference.samplers import SAMPLERS
+from lora_trainer.inference.table import SAMPLERS
 
 if TYPE_CHECKING:
     from lora_trainer.adapters.adapter import Adapter

@@ -24,8 +24,8 @@ from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.inference.generate import GenerateSettings, encode_prompts, generate
 from lora_trainer.inference.infotext import describe, save_png
 from lora_trainer.inference.loras import PURPOSE, AppliedLora, LoraReader, applied
-from lora_trainer.inference.samplers import SAMPLERS
 from lora_trainer.inference.sheet import draw_grid
+from lora_trainer.inference.table import SAMPLERS
 
 if TYPE_CHECKING:
     from lora_trainer.models.diffusion import DiffusionModel

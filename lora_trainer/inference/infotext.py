@@ -19,7 +19,7 @@ from lora_trainer import __version__
 from lora_trainer.adapters.tags import LoraUse, write_prompt
 from lora_trainer.files import write_bytes
 from lora_trainer.inference.loras import lora_hash
-from lora_trainer.inference.samplers import SAMPLERS
+from lora_trainer.inference.table import SAMPLERS
 
 if TYPE_CHECKING:
     from lora_trainer.inference.generate import GenerateSettings
