@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lora_trainer.errors import DatasetError
-from lora_trainer.inference.grid import Grid, Stack
+from lora_trainer.inference.grid import Grid
 from lora_trainer.inference.likeness import content, distance, kept, similarity, spread, style
+from lora_trainer.inference.rows import Stack
 
 COPIED = 0.85
 """A picture this like a training picture shows the same thing in the same place; different motifs stay near 0."""
