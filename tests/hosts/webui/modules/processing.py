@@ -32,4 +32,6 @@ def process_images(request: Any) -> Processed:
     if request.steps > 150:
         raise ValueError("too many steps")
     assert shared.state.job
-    return Processed([Image.new("RGB", (request.width, request.height), "navy")])
+    picture = Image.new("RGB", (request.width, request.height), "navy")
+    picture.info["parameters"] = f"{request.prompt}\nSteps: {request.steps}, Seed: {request.seed}"
+    return Processed([picture])
