@@ -106,7 +106,7 @@ class TestPackageSets:
 
 
 class TestStart:
-    @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+    @pytest.mark.parametrize("arguments", [["--help"], ["-h"]])
     def test_help_needs_no_packages(self, arguments):
         result = start_bare(*arguments)
         assert (result.returncode, result.stdout.strip()) == (0, HELP)
@@ -117,7 +117,8 @@ class TestStart:
             cli.main(["--help"])
         commands = re.findall(r"^ {4}(\w+) ", capsys.readouterr().out, re.MULTILINE)
         assert "train" in commands
-        assert [name for name in commands if f"\n  {name} " not in HELP] == []
+        usages = [re.split(" {2,}", line.strip())[0] for line in HELP.splitlines() if line.startswith("  ")]
+        assert set(commands) <= {word for usage in usages for word in re.findall(r"\w+", usage)}
 
     def test_an_old_python_gets_a_sentence(self):
         code = "import runpy, sys; sys.version_info = (3, 9, 18); sys.version = '3.9.18 (main)'\n"
@@ -146,6 +147,13 @@ class TestStart:
         assert environment.is_ready(tests=False)
         assert result.stdout == f"typed\n-m lora_trainer train --config 水 墨.yaml [{ROOT}]\n"
         assert (result.returncode, result.stderr) == (130, "")
+
+    @pytest.mark.skipif(os.name == "nt", reason="the stand-in for Python is a shell script")
+    @pytest.mark.parametrize("arguments", [[], ["--port", "7870"]])
+    def test_without_a_command_it_is_the_page(self, tmp_path, arguments):
+        ready_environment(tmp_path, '#!/bin/sh\necho "$@"\n')
+        result = start_bare(*arguments, environments=tmp_path)
+        assert result.stdout.split() == ["-m", "lora_trainer", "app", *arguments]
 
     @pytest.mark.skipif(os.name == "nt", reason="sends the signal of Ctrl-C as Linux does")
     def test_ctrl_c_reaches_the_child_once_and_its_exit_code_comes_back(self):

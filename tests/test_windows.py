@@ -162,7 +162,7 @@ def calls(path: Path) -> list[ast.Call]:
 # Where the mode is an argument: its position, its default, and whether that default is text.
 MODE_POSITION = {"open": 1, "fdopen": 1, "NamedTemporaryFile": 0, "TemporaryFile": 0, "SpooledTemporaryFile": 1}
 ENCODING_POSITION = {"read_text": 0, "write_text": 1, "TextIOWrapper": 1, "FileHandler": 2}
-BINARY_OPENERS = ("Image", "safetensors", "os", "zipfile", "tarfile", "archive")
+OTHER_OPENERS = ("Image", "webbrowser", "safetensors", "os", "zipfile", "tarfile", "archive")
 
 
 def lacks_encoding(call: ast.Call) -> bool:
@@ -172,7 +172,7 @@ def lacks_encoding(call: ast.Call) -> bool:
         return False
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
-    if owner in BINARY_OPENERS:
+    if owner in OTHER_OPENERS:
         return False
     if name in ENCODING_POSITION:
         is_ours = owner in ("", "files") and name == "write_text"
