@@ -56,6 +56,6 @@ def _lend(path: Path, lora_dir: Path) -> Path:
             shutil.copyfile(path, target)
     except OSError as error:
         raise AdapterError(
-            f"{path.name} cannot be put into {target.parent} for the drawing ({error.strerror}). Check the space and the rights there."
+            f"{path.name} cannot be put into {target.parent} for the drawing ({error.strerror}). Check space and rights there."
         ) from error
     return target

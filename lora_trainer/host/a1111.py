@@ -37,6 +37,11 @@ class A1111(WebUI):
             if model in _loaded_models():  # else the WebUI dropped it meanwhile
                 sd_models.send_model_to_device(model)
 
+    def lora_read_at(self, path: Path) -> float | None:
+        held = getattr(sys.modules.get("networks"), "networks_in_memory", {})
+        times = (network.mtime for network in list(held.values()) if Path(network.network_on_disk.filename) == path)
+        return next(times, None)
+
     def forget_lora(self, path: Path) -> None:
         import torch
 

@@ -163,6 +163,9 @@ class Host(Protocol):
     def lora_changed(self, path: Path) -> None:
         """Tells that a LoRA file came or was replaced: old weights of that name are dropped, the list is refreshed."""
 
+    def lora_read_at(self, path: Path) -> float | None:
+        """Returns when a LoRA file had been changed as the host read it, in seconds since 1970; None if it has not read it."""
+
     def generate(self, prompt: str, **settings: Any) -> Any:
         """Returns one PIL picture by the host's own pipeline, LoRA tags in the prompt included.
 

@@ -64,6 +64,9 @@ class Standalone:
     def lora_changed(self, path: Path) -> None:
         """Nothing: each picture reads its files anew."""
 
+    def lora_read_at(self, path: Path) -> float | None:
+        return None
+
     def generate(self, prompt: str, **settings: Any) -> Any:
         """See `base.Host.generate`. Draws with the first base model of the list."""
         if not (bases := self.checkpoints()):

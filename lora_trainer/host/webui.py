@@ -72,6 +72,9 @@ class WebUI(ABC):
         with self.lock:
             self.forget_lora(path)
 
+    def lora_read_at(self, path: Path) -> float | None:
+        return None
+
     def generate(self, prompt: str, **settings: Any) -> Any:
         if self.lock.is_held():
             raise HostError(f"{self.title} cannot draw a picture for the very job that borrowed its device.")

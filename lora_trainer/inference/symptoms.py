@@ -1,4 +1,4 @@
-"""What is plainly wrong with the pictures of a grid: no effect, blur, burnt colours. Each finding with its causes and what to do."""
+"""What is plainly wrong with the pictures of a grid: no effect, blur, burnt colours. Each finding with what to do."""
 
 from __future__ import annotations
 

@@ -92,6 +92,7 @@ ROOMS = {
     "adapters.repair": "data",
     "adapters.library": "data",
     "adapters.lent": "data",
+    "adapters.shelf": "data",
     "adapters.self_test": "data",
     "adapters.diagnosis": "data",
     "captioning": "models",

@@ -51,6 +51,9 @@ class FolderHost:
     def lora_changed(self, path: Path) -> None:
         self.history.append(f"new file {path.name}")
 
+    def lora_read_at(self, path: Path) -> float | None:
+        return None
+
     def generate(self, prompt: str, **settings: Any) -> Any:
         raise LoraTrainerError("this host draws nothing.")
 
