@@ -55,7 +55,7 @@ class LibraryShelf:
                     self.restore = gr.Button("Bring it back", visible=False, size="sm", elem_id="lora_trainer_library_restore")
             with gr.Column(scale=2, elem_classes="lora_trainer_panel"):
                 self.detail = gr.HTML(_NOTHING, elem_id="lora_trainer_library_detail")
-                with gr.Column(visible=False, elem_id="lora_trainer_library_form") as self.box:
+                with gr.Column(elem_id="lora_trainer_library_form"):
                     self._build_card()
                     self._build_tools()
         hidden: dict[str, Any] = {"show_label": False, "elem_classes": "lora_trainer_hidden"}
@@ -64,7 +64,6 @@ class LibraryShelf:
         self.live = {
             "items": self.items,
             "detail": self.detail,
-            "box": self.box,
             "chosen": self.chosen,
             "trash": self.trash,
             "restore": self.restore,
@@ -162,7 +161,6 @@ class LibraryShelf:
             "items": draw_shelf(shelf, item, cache),
             "trash": gr.update(choices=trashed, value=trashed[0] if trashed else None, visible=bool(trashed)),
             "restore": gr.update(visible=bool(trashed)),
-            "box": gr.update(visible=item is not None and not item.error),
             "chosen": item.name if item else "",
             "detail": draw_item(item, cache) if item else _NOTHING,
         }
