@@ -6,7 +6,6 @@ Imported only in a WebUI's process, when its own modules are loaded.
 from __future__ import annotations
 
 import gc
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -15,7 +14,7 @@ from typing import Any
 
 from modules import call_queue, processing, sd_models, sd_vae, shared
 
-from lora_trainer.errors import HostError
+from lora_trainer.errors import HostError, free_frames
 from lora_trainer.host.base import Folders, HostOptions, Lease, ModelFile, wait_while
 from lora_trainer.host.queue_lock import QueueLock
 from lora_trainer.host.settings import read_folders, read_options
@@ -62,7 +61,7 @@ class WebUI(ABC):
                 lease.take()
                 yield lease
         except BaseException as error:
-            _clear_frames(error)
+            free_frames(error)
             raise
         finally:
             gc.collect()  # what the job left on the device, before the WebUI's models come back
@@ -265,14 +264,6 @@ def _current_device() -> AbstractContextManager[object]:
 
     device = torch.device(shared.device)
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _clear_frames(error: BaseException) -> None:
-    """Empties the frames that an error went through, whose variables would keep the job's tensors on the device."""
-    found: BaseException | None = error
-    while found is not None:
-        traceback.clear_frames(found.__traceback__)
-        found = found.__cause__ or found.__context__
 
 
 def _host_sampler(name: str) -> tuple[str, str]:
