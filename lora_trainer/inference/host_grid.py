@@ -6,6 +6,7 @@ for them: kinds of LoRA that we do not apply ourselves act as they act there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from lora_trainer.inference.infotext import add_pairs, describe_settings
 from lora_trainer.inference.rows import USUAL_WEIGHTS, Row, check_rows, drawing_order, sheet_pairs
 from lora_trainer.inference.settings import GenerateSettings
 
+_AFTER_PROMPT = re.compile(r"\n(?:Negative prompt: |Steps: )")
 Draw = Callable[[str, GenerateSettings], Image.Image]
 
 
@@ -72,5 +74,7 @@ def _placed(use: LoraUse, places: Mapping[Path, Path]) -> LoraUse:
 
 def _draw_cell(draw: Draw, row: int, column: int, weight: float, prompt: str, settings: GenerateSettings) -> Cell:
     picture = draw(prompt, settings)
-    parameters = picture.info.get("parameters") or describe_settings(prompt, settings, {})
-    return Cell(row, column, weight, picture, str(parameters))
+    parameters = str(picture.info.get("parameters") or describe_settings(prompt, settings, {}))
+    # AUTOMATIC1111 writes the prompt without its tags; pasted into its page, it would draw the base.
+    settings_at = _AFTER_PROMPT.search(parameters)
+    return Cell(row, column, weight, picture, prompt + parameters[settings_at.start() :] if settings_at else parameters)

@@ -113,8 +113,12 @@ def draw_advice(view: GridView) -> str:
     return "".join(parts)
 
 
-def draw_cell(view: GridView, place: Place, cache_dir: Path) -> str:
-    """Returns one cell in large with its figures, the training picture that it is most like, and its parameters."""
+def draw_cell(view: GridView, place: Place, cache_dir: Path, lora_dir: Path) -> str:
+    """Returns one cell in large with its figures, the training picture that it is most like, and its parameters.
+
+    Args:
+        lora_dir: a prompt finds only what is in it, which a saved step is not.
+    """
     cell = view.cells[place]
     data = thumbnail(Path(cell["path"]), cache_dir, LARGE_SIDE)
     image = f'<img src="{markup.data_uri(data)}" alt="{escape(_label_of(view, place))}">' if data else ""
@@ -126,9 +130,16 @@ def draw_cell(view: GridView, place: Place, cache_dir: Path) -> str:
         word("Nearer to the training set"): f"{figure['nearness']:.0%}" if figure else "",
         word("Kept of the prompt"): f"{figure['kept']:.0%}" if figure else "",
     }
+    files = [Path(use["path"]).resolve() for use in view.rows[place[0]]["loras"]]
+    note = ""
+    if place[1] and any(lora_dir.resolve() not in path.parents for path in files):
+        said = word(
+            "A saved step is not in the LoRA folder, so no prompt finds it. “Use this weight and this step” puts it there."
+        )
+        note = f'<p class="lora_trainer_warning">{said}</p>'
     parameters = f'<pre class="lora_trainer_yaml" tabindex="0">{escape(cell["parameters"])}</pre>'
     near = _draw_nearest(view.nearest[place], cache_dir) if place in view.nearest else ""
-    return markup.box(f"{image}<div>{markup.facts(facts)}{near}{parameters}</div>", "large_cell")
+    return markup.box(f"{image}<div>{markup.facts(facts)}{note}{near}{parameters}</div>", "large_cell")
 
 
 def name_of(view: GridView, place: Place) -> str:

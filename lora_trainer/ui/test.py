@@ -154,7 +154,8 @@ class TestPart:
         return {**changed, "drawn": {"job": job.id, **hashes}}
 
     def _describe(self, job: JobView, view: GridView, place: grid_view.Place | None) -> dict[str, Any]:
-        cache = self.services.host.folders().cache
+        folders = self.services.host.folders()
+        cache = folders.cache
         is_alone = place is not None and place[1] > 0 and len(view.rows[place[0]]["loras"]) == 1
         error = markup.error_message(job.error) if job.error else ""
         waits = markup.box(word("The pictures appear here as they are drawn."), "empty") if job.is_active else ""
@@ -162,7 +163,7 @@ class TestPart:
         pieces: dict[str, Any] = {
             "advice": error + grid_view.draw_advice(view),
             "cells": grid_view.draw_grid(view, place, cache) or waits or (_FIRST_STEPS if not error else ""),
-            "large": grid_view.draw_cell(view, place, cache) if place is not None else "",
+            "large": grid_view.draw_cell(view, place, cache, folders.lora_dir) if place is not None else "",
             "stop": {"visible": job.is_active},
             "infotext": parameters,
             "prompt": parameters.partition("\n")[0],

@@ -41,7 +41,9 @@ class DrawingHost(FolderHost):
         self.asked.append((prompt, settings))
         self.listed.append({path.stem for path in self.folders().lora_dir.rglob("*.safetensors")})
         color = (20 * prompt.count(":0.5>"), 90 * prompt.count(":1>"), 40)
-        return Image.new("RGB", (settings["width"], settings["height"]), color)
+        picture = Image.new("RGB", (settings["width"], settings["height"]), color)
+        picture.info["parameters"] = f"{prompt.partition(' <')[0]} \nNegative prompt: \nSteps: 2"  # as AUTOMATIC1111: no tags
+        return picture
 
 
 def events(queue: JobQueue, id: str, kind: str) -> list[TrainEvent]:
@@ -144,8 +146,9 @@ class TestByTheHost:
         }  # fmt: skip
         assert host.listed[-1] == {"ink", "ink-step00000010"} and not (host.folders().lora_dir / FOLDER).exists()
         assert host.history == ["new file ink-step00000010.safetensors"]  # no device was borrowed; the list is up to date
-        (grid,) = events(queue, view.id, "grid")
-        assert grid.data["pipeline"] == "Painter 1.0" and len(events(queue, view.id, "cell")) == 6
+        (grid,), cells = events(queue, view.id, "grid"), events(queue, view.id, "cell")
+        assert grid.data["pipeline"] == "Painter 1.0" and len(cells) == 6
+        assert cells[-1].data["parameters"] == "a boat <lora:ink-step00000010:1>\nNegative prompt: \nSteps: 2"
         with Image.open(view.result) as sheet:
             assert "ink-step00000010:1>" in sheet.info["parameters"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from modules import sd_models, shared
@@ -33,5 +34,6 @@ def process_images(request: Any) -> Processed:
         raise ValueError("too many steps")
     assert shared.state.job
     picture = Image.new("RGB", (request.width, request.height), "navy")
-    picture.info["parameters"] = f"{request.prompt}\nSteps: {request.steps}, Seed: {request.seed}"
+    prompt = re.sub("<lora:[^>]*>", "", request.prompt)  # as the real one writes it
+    picture.info["parameters"] = f"{prompt}\nSteps: {request.steps}, Seed: {request.seed}"
     return Processed([picture])
