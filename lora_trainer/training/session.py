@@ -19,7 +19,7 @@ from lora_trainer.dataset.table_writing import format_table
 from lora_trainer.events import Emit, read_events
 from lora_trainer.files import write_bytes
 from lora_trainer.host.base import Lease
-from lora_trainer.inference.generate import GenerateSettings
+from lora_trainer.inference.settings import GenerateSettings
 from lora_trainer.models.family import ModelSettings, Objective, Tensors, TrainableModel
 from lora_trainer.models.table import load_model
 from lora_trainer.plan import TrainPlan, replan

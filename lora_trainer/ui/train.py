@@ -85,7 +85,7 @@ class TrainPart:
                 page.on(widget.input, self.look, self.look_at, self._looked, quiet=True)
         page.on(self.preset.input, self._choose_preset, self.look_at, self.followers, quiet=True)
         page.on(self.offer.click, self._hold_back, self.look_at, self.followers)
-        runs = page.parts["runs"].live
+        runs = page.parts["runs"].shown
         started = {**self._looked, **{f"runs.{name}": component for name, component in runs.items()}}
         self._runs = page.parts["runs"]
         page.on(self.start.click, lambda values: self._submit(values, start=True), self.look_at, started)
