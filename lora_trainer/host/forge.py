@@ -79,7 +79,8 @@ def _lora_loaders(model: Any) -> list[Any]:
     """Returns what merges LoRAs into the denoiser and the text encoders; none where no model is loaded, and in reForge."""
     loaded = getattr(model, "forge_objects", None)
     patchers = (getattr(loaded, "unet", None), getattr(getattr(loaded, "clip", None), "patcher", None))
-    return [patcher.lora_loader for patcher in patchers if hasattr(patcher, "lora_loader")]
+    loaders = [getattr(patcher, "lora_loader", None) for patcher in patchers]
+    return [loader for loader in loaders if loader is not None]
 
 
 class ForgeNeo(Forge):
