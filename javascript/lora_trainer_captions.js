@@ -151,6 +151,13 @@
         note(field);
     }
 
+    function putBack(version) {
+        const field = version.closest("[data-entry]").querySelector("textarea[data-caption]");
+        field.value = version.dataset.version;
+        note(field);
+        save();
+    }
+
     function enlarge(name) {
         state.large = name;
         send("wanted", JSON.stringify([name, Date.now()]), "enlarge");
@@ -237,8 +244,10 @@
         const large = event.target.closest("[data-large]");
         const filter = event.target.closest("[data-filter]");
         const reverted = event.target.closest("[data-revert]");
+        const version = event.target.closest("[data-version]");
         if (large) enlarge(large.dataset.large);
         else if (filter) filterBy(filter.dataset.filter);
+        else if (version) putBack(version);
         else if (reverted) send("reverted", reverted.dataset.revert, "revert");
     });
     document.addEventListener("keydown", (event) => {

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         "--into",
         type=Path,
         metavar="WEBUI",
-        help="train nothing: copy the demo's base model, and the LoRA if it is trained, into this WebUI's models",
+        help="train nothing: copy the demo's base model, and the LoRA if it is trained, into this AUTOMATIC1111 WebUI's models",
     )
     options = parser.parse_args(list(arguments))
     control = TrainControl()

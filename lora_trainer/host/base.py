@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 PAUSE_POLL_SECONDS = 0.2
+DEFAULT_DATA_DIR = Path("lora_trainer_data")  # without a WebUI, below the current folder
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Folders:
     def cache(self) -> Path:
         return self.data_dir / "cache"
 
+    @property
+    def captioners(self) -> Path:
+        """Models that write captions, loaded from the hub or put there by hand."""
+        return self.data_dir / "captioners"
+
 
 @dataclass(frozen=True)
 class HostOptions:
@@ -95,6 +101,16 @@ class Lease(Protocol):
 
         From the second call on it is known how much memory a step takes.
         """
+
+
+class HostCaptioner(Protocol):
+    """The host's own captioner, loaded."""
+
+    def describe(self, picture: Any) -> str:
+        """Returns a caption for an RGB picture of PIL."""
+
+    def move(self, is_back: bool) -> None:
+        """Moves it off the device, or back onto it. `Lease.building` is held."""
 
 
 class OwnDevice:
@@ -178,4 +194,14 @@ class Host(Protocol):
 
         Raises:
             HostError: the host has no pipeline of its own, it failed, or its user interrupted it; the message says which.
+        """
+
+    def has_captioner(self) -> bool:
+        """Whether the host has a captioner of its own whose weights are on the disk."""
+
+    def captioner(self) -> AbstractContextManager[HostCaptioner]:
+        """Loads the host's own captioner, and on exit gives its memory back.
+
+        Raises:
+            HostError: it has none, or it cannot be loaded.
         """

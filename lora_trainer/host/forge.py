@@ -24,6 +24,7 @@ class Forge(WebUI):
     name = "forge"
     label = "Forge"
     memory_manager = "backend.memory_management"
+    model_patcher = "backend.patcher.base"
 
     def run(self, function: Callable[[], Any]) -> Any:
         outcome: list[Any] = []
@@ -49,6 +50,16 @@ class Forge(WebUI):
     def bring_back(self) -> None:
         pass
 
+    def load_captioner(self, interrogator: Any) -> None:
+        if interrogator.blip_model is None:
+            model = interrogator.load_blip_model().to(device=interrogator.offload_device, dtype=interrogator.dtype)
+            patcher = importlib.import_module(self.model_patcher).ModelPatcher
+            interrogator.blip_patcher = patcher(
+                model, load_device=interrogator.load_device, offload_device=interrogator.offload_device
+            )
+            interrogator.blip_model = model
+        importlib.import_module(self.memory_manager).load_models_gpu([interrogator.blip_patcher])
+
     def forget_lora(self, path: Path) -> None:
         networks = sys.modules.get("networks")  # of their built-in LoRA extension, which can be switched off
         if networks is None:
@@ -58,8 +69,17 @@ class Forge(WebUI):
             forget_files()
         model = sd_models.model_data.sd_model
         if hasattr(model, "current_lora_hash"):
-            model.current_lora_hash = ""  # equal to that of no prompt, so the next one merges its files anew
+            model.current_lora_hash = ""  # equal to that of no prompt, so the next one reads its files anew
+        for loader in _lora_loaders(model):
+            loader.loaded_hash = ""  # and merges them anew: it compares their names and strengths, not what is in them
         networks.list_available_networks()
+
+
+def _lora_loaders(model: Any) -> list[Any]:
+    """Returns what merges LoRAs into the denoiser and the text encoders; none where no model is loaded, and in reForge."""
+    loaded = getattr(model, "forge_objects", None)
+    patchers = (getattr(loaded, "unet", None), getattr(getattr(loaded, "clip", None), "patcher", None))
+    return [patcher.lora_loader for patcher in patchers if hasattr(patcher, "lora_loader")]
 
 
 class ForgeNeo(Forge):
@@ -75,3 +95,4 @@ class ReForge(Forge):
     name = "reforge"
     label = "reForge"
     memory_manager = "ldm_patched.modules.model_management"
+    model_patcher = "ldm_patched.modules.model_patcher"

@@ -13,9 +13,8 @@ from typing import Any
 
 from lora_trainer import __version__
 from lora_trainer.errors import HostError, LoraTrainerError
-from lora_trainer.host.base import Folders, HostOptions, Lease, ModelFile, OwnDevice
+from lora_trainer.host.base import DEFAULT_DATA_DIR, Folders, HostCaptioner, HostOptions, Lease, ModelFile, OwnDevice
 
-DEFAULT_DATA_DIR = Path("lora_trainer_data")
 MODEL_SUFFIXES = (".safetensors", ".ckpt")
 NUMBER = r"-?\d+(?:\.\d+)?"
 LORA_TAG = re.compile(rf"<lora:(?P<name>[^:<>]+)(?::(?P<first>{NUMBER}))?(?::(?P<unet>{NUMBER}))?>")
@@ -87,6 +86,14 @@ class Standalone:
                 return generate(model, GenerateSettings(text, **settings))
         except LoraTrainerError as error:
             raise HostError(f"The picture could not be drawn with {bases[0].name}: {error}") from error
+
+    def has_captioner(self) -> bool:
+        return False
+
+    @contextmanager
+    def captioner(self) -> Iterator[HostCaptioner]:
+        raise HostError("Without a WebUI there is no captioner of a WebUI. Choose blip.")
+        yield
 
     def _split_tags(self, prompt: str) -> tuple[list[Any], str]:
         """Returns the LoRA files that a prompt names, with their weights, and the prompt without the tags."""

@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from pathlib import Path
 from typing import Any
 
-from modules import call_queue, processing, sd_models, sd_vae, shared
+from modules import call_queue, paths, processing, sd_models, sd_vae, shared
 
 from lora_trainer.errors import HostError, free_frames
-from lora_trainer.host.base import Folders, HostOptions, Lease, ModelFile, wait_while
+from lora_trainer.host.base import Folders, HostCaptioner, HostOptions, Lease, ModelFile, wait_while
 from lora_trainer.host.queue_lock import QueueLock
 from lora_trainer.host.settings import read_folders, read_options
 
@@ -127,6 +127,26 @@ class WebUI(ABC):
         finally:
             shared.state.end()
 
+    def has_captioner(self) -> bool:
+        return any((Path(paths.models_path) / "BLIP").glob("*.pth"))
+
+    @contextmanager
+    def captioner(self) -> Iterator[HostCaptioner]:
+        if not self.has_captioner():
+            where = Path(paths.models_path) / "BLIP"
+            raise HostError(
+                f"{self.title} has no captioner on the disk: {where} holds no .pth file. Choose blip, or press Interrogate "
+                "CLIP in img2img once, which loads it."
+            )
+        captioner = WebUICaptioner(self)
+        try:
+            with self.lock:
+                captioner.move(True)
+            yield captioner
+        finally:
+            with self.lock:
+                captioner.move(False)
+
     def both_fit(self) -> bool:
         """Whether the card has room for the WebUI's model and a generation beside what was used since the job took the device."""
         import torch
@@ -149,6 +169,10 @@ class WebUI(ABC):
         return function()
 
     @abstractmethod
+    def load_captioner(self, interrogator: Any) -> None:
+        """Loads the WebUI's BLIP, or moves it onto the device; not its CLIP, which may not be on the disk. The lock is held."""
+
+    @abstractmethod
     def wait_for_start(self) -> None:
         """Returns when the model that the WebUI loads at its start is loaded; the lock does not tell."""
 
@@ -163,6 +187,30 @@ class WebUI(ABC):
     @abstractmethod
     def forget_lora(self, path: Path) -> None:
         """Drops what the WebUI holds of the LoRA file, and lists the files anew. The lock is held."""
+
+
+class WebUICaptioner:
+    """See `base.HostCaptioner`: `shared.interrogator`, as the WebUI's own Interrogate uses it, without the artists' names."""
+
+    def __init__(self, host: WebUI) -> None:
+        self._host = host
+
+    def describe(self, picture: Any) -> str:
+        with self._host.lock:
+            return str(self._try(lambda: shared.interrogator.generate_caption(picture)))
+
+    def move(self, is_back: bool) -> None:
+        interrogator = shared.interrogator
+        self._try(lambda: self._host.load_captioner(interrogator) if is_back else interrogator.send_blip_to_ram())
+
+    def _try(self, function: Callable[[], Any]) -> Any:
+        try:
+            return self._host.run(function)
+        except Exception as error:
+            raise HostError(
+                f"{self._host.title} cannot use its own captioner: {type(error).__name__}: {error}. Choose blip instead, or "
+                "press Interrogate CLIP in img2img, which shows what is wrong."
+            ) from error
 
 
 class WebUILease:

@@ -48,6 +48,12 @@ class FolderHost:
             self.num_borrowers -= 1
             self.history.append("given back")
 
+    def has_captioner(self) -> bool:
+        return False
+
+    def captioner(self) -> Any:
+        raise LoraTrainerError("this host describes nothing.")
+
     def lora_changed(self, path: Path) -> None:
         self.history.append(f"new file {path.name}")
 
