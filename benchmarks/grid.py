@@ -94,8 +94,9 @@ class BareLoop:
         return Image.fromarray(values.contiguous().numpy())
 
 
-def measure(folder: Path, size: Size, rounds: int, steps: int) -> tuple[list[float], list[float], float]:
-    """Returns the CPU seconds of each round of grid and bare loop, and the largest difference of their pictures, of 255."""
+def measure(folder: Path, size: Size, rounds: int, steps: int) -> tuple[list[float], list[float], float, int]:
+    """Returns the CPU seconds of each round of grid and bare loop, the largest difference of pictures, of 255, and how often
+    a grid had texts encoded."""
     model = load_base(make_config(folder, size, num_pictures=1, num_steps=1))
     lora = write_lora(model, folder)
     settings = GenerateSettings("", width=size.picture_side, height=size.picture_side, steps=steps)
@@ -111,6 +112,7 @@ def measure(folder: Path, size: Size, rounds: int, steps: int) -> tuple[list[flo
         drawn[1] = bare.draw()
 
     draw_bare()  # warm
+    num_encoded = count_encodings(model, draw_grid)
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
         turns: list[tuple[Callable[[], None], list[float]]] = [(draw_grid, times[0]), (draw_bare, times[1])]
@@ -119,17 +121,27 @@ def measure(folder: Path, size: Size, rounds: int, steps: int) -> tuple[list[flo
             draw()
             seconds.append(time.process_time() - started)
     differences = [ImageChops.difference(one, other).getextrema() for one, other in zip(*drawn, strict=True)]
-    return *times, float(max(high for channels in differences for _, high in channels))
+    return *times, float(max(high for channels in differences for _, high in channels)), num_encoded
 
 
-def report_rows(grid: list[float], bare: list[float], difference: float) -> list[Row]:
-    """Returns the figures: seconds a picture, their ratio, and whether the pictures are the same."""
+def count_encodings(model: DiffusionModel, draw: Callable[[], None]) -> int:
+    """Returns how often a drawing has the text encoders read something."""
+    calls = []
+    hook = model.text_encoders[0].register_forward_hook(lambda *_: calls.append(1))
+    draw()
+    hook.remove()
+    return len(calls)
+
+
+def report_rows(grid: list[float], bare: list[float], difference: float, num_encoded: int) -> list[Row]:
+    """Returns the figures: seconds a picture, their ratio, whether the pictures are the same, and what is done once."""
     num_pictures = len(WEIGHTS) * len(PROMPTS)
     ratios = [one / other for one, other in zip(grid, bare, strict=True)]
     return [
         Row("picture, grid", describe_spread([value / num_pictures for value in grid], 4, " s")),
         Row("picture, bare loop", describe_spread([value / num_pictures for value in bare], 4, " s")),
         Row("grid / bare loop", describe_spread(ratios), f"at most {MAX_RATIO}", statistics.median(ratios) <= MAX_RATIO),
+        Row("prompts encoded in a grid", str(num_encoded), f"{len(PROMPTS)}, each once", num_encoded == len(PROMPTS)),
         Row("largest difference of their pictures", f"{difference:g} of 255", "at most 2", difference <= 2),
     ]
 

@@ -78,7 +78,7 @@ class GridForm:
 
     def bind(self, page: Page) -> None:
         looks = {"loras": self.widgets["loras"], "prompts": self.widgets["prompts"]}
-        page.on(self.widgets["prompts"].input, self.look, looks, {"stack": self.stack}, quiet=True)
+        page.on(self.widgets["prompts"].change, self.look, looks, {"stack": self.stack}, quiet=True)
         follow = {**self.widgets, "filled": self.filled}
         outputs = {name: self.widgets[name] for name in FOLLOWING} | {"filled": self.filled, "stack": self.stack}
         page.on(self.widgets["loras"].input, self._choose_loras, follow, outputs, quiet=True)

@@ -53,7 +53,7 @@ class LibraryShelf:
                         )
                     )
                     self.restore = gr.Button("Bring it back", visible=False, size="sm", elem_id="lora_trainer_library_restore")
-            with gr.Column(scale=2, elem_classes="lora_trainer_panel"):
+            with gr.Column(scale=2, elem_classes=["lora_trainer_panel", "lora_trainer_upright"]):
                 self.detail = gr.HTML(_NOTHING, elem_id="lora_trainer_library_detail")
                 with gr.Column(elem_id="lora_trainer_library_form"):
                     self._build_card()

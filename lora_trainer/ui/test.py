@@ -46,7 +46,7 @@ class TestPart:
 
     def build(self) -> None:
         with gr.Row():
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=2, min_width=320, elem_classes="lora_trainer_upright"):
                 self.fields.build()
                 with gr.Row(elem_classes="lora_trainer_tools"):
                     self.draw = gr.Button("Draw", variant="primary", min_width=140, elem_id="lora_trainer_test_draw")
