@@ -1,7 +1,7 @@
 """Forge, Forge Neo and reForge: they move models by a memory manager of their own, and load them when they draw.
 
 So nothing has to be brought back, and whether a generation fits beside a training they see for themselves. What needs their
-model runs in their main thread. Written from their sources.
+model runs in their main thread. Forge was seen running; the others are written from their sources.
 """
 
 from __future__ import annotations
