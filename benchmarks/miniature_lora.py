@@ -30,8 +30,9 @@ from lora_trainer.demo.command import FOR_A_SMALL_BASE
 from lora_trainer.demo.recipe.contents import THINGS, ContentJudge, things_in, train_content_judge
 from lora_trainer.demo.recipe.scenes import Scene, caption, draw_landscape
 from lora_trainer.events import TrainEvent
-from lora_trainer.inference.generate import GenerateSettings
-from lora_trainer.inference.grid import Grid, draw_cells, make_rows
+from lora_trainer.inference.grid import Grid, draw_cells
+from lora_trainer.inference.rows import make_rows
+from lora_trainer.inference.settings import GenerateSettings
 from lora_trainer.models.detect import detect
 from lora_trainer.models.diffusion import DiffusionModel
 from lora_trainer.models.family import ModelSettings
@@ -145,21 +146,25 @@ def measure_stack(work: Path, model: DiffusionModel, judge: ContentJudge, sheets
     return [*rows, Row("both effects together", "balloons and ink" if works else "not seen", "both", works)]
 
 
-def measure_over_training(work: Path) -> list[Row]:
-    """Returns whether the validation notices a run that learns six pictures by heart."""
+def over_train(work: Path, num_pictures: int, **settings: Any) -> tuple[dict[int, float], dict[str, Any] | None]:
+    """Learns a few ink pictures by heart. Returns the held-out losses by step, and what the run recommends."""
     few = work / "few"
     shutil.copytree(DATA_SETS / "ink" / "held_out", few / "held_out")
     (few / "train").mkdir()
-    for path in sorted((DATA_SETS / "ink" / "train").glob("*.png"))[:6]:
+    for path in sorted((DATA_SETS / "ink" / "train").glob("*.png"))[:num_pictures]:
         shutil.copy(path, few / "train")
     shutil.copy(DATA_SETS / "ink" / "train" / "metadata.csv", few / "train")
-    settings = {"max_train_steps": 240, "save_steps": 20, "learning_rate": 1e-3, "lora_rank": 32, "lora_dropout": 0.0}
-    _, events = train_lora(work / "over", few, target_modules="all_linear", **settings)
-    curve = losses(events)
-    recommended = next((event.data["step"] for event in events if event.kind == "recommended"), None)
+    _, events = train_lora(work / "over", few, lora_rank=32, lora_dropout=0.0, target_modules="all_linear", **settings)
+    return losses(events), next((event.data for event in events if event.kind == "recommended"), None)
+
+
+def measure_over_training(work: Path) -> list[Row]:
+    """Returns whether the validation notices a run that learns six pictures by heart."""
+    curve, recommended = over_train(work, 6, max_train_steps=240, save_steps=20, learning_rate=1e-3)
+    step = recommended and recommended["step"]
     return [
         Row("held-out loss by step", ", ".join(f"{step}: {loss:.4f}" for step, loss in curve.items())),
-        Row("recommended step of 240", str(recommended), "earlier", recommended is not None and recommended < 240),
+        Row("recommended step of 240", str(step), "earlier", step is not None and step < 240),
     ]
 
 

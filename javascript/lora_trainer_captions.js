@@ -9,7 +9,7 @@
     const root = () => document.getElementById("lora_trainer");
     const page = () => window.loraTrainer;
     const drafts = new Map();  // what was typed and is not known to be saved: by picture, the text and what it was typed over
-    const state = {flight: null, number: Date.now(), folder: "", wasSeen: false, wasActive: false, large: ""};
+    const state = {flight: null, number: Date.now(), folder: "", wasSeen: false, wasActive: false, source: "", large: ""};
 
     const fields = () => [...root().querySelectorAll("textarea[data-caption]")];
     const fieldOf = (name) => fields().find((field) => field.dataset.caption === name);
@@ -151,6 +151,13 @@
         note(field);
     }
 
+    function putBack(version) {
+        const field = version.closest("[data-entry]").querySelector("textarea[data-caption]");
+        field.value = version.dataset.version;
+        note(field);
+        save();
+    }
+
     function enlarge(name) {
         state.large = name;
         send("wanted", JSON.stringify([name, Date.now()]), "enlarge");
@@ -202,7 +209,8 @@
         send("contains", field.value === text ? "" : text, "redraw");
     }
 
-    // Draws the part when it comes into view, and when a job has ended, which may have written captions.
+    // Draws the part when it comes into view, when a job has ended, which may have written captions, and when another set was
+    // chosen: after a reload the part may be in view before the page knows the set.
     function look() {
         if (!root() || !page()) return;
         restoreDrafts();
@@ -212,7 +220,10 @@
         const strip = root().querySelector(".lora_trainer_strip");
         const isSeen = Boolean(cards && cards.offsetParent);
         const isActive = Boolean(strip && strip.dataset.active === "1");
-        if (isSeen && (!state.wasSeen || (state.wasActive && !isActive))) page().press("lora_trainer_captions_redraw");
+        const source = page().fieldText("lora_trainer_dataset_source");
+        const isOld = !state.wasSeen || (state.wasActive && !isActive) || source !== state.source;
+        if (isSeen && isOld) page().press("lora_trainer_captions_redraw");
+        if (isSeen) state.source = source;
         state.wasSeen = isSeen;
         state.wasActive = isActive;
     }
@@ -233,8 +244,10 @@
         const large = event.target.closest("[data-large]");
         const filter = event.target.closest("[data-filter]");
         const reverted = event.target.closest("[data-revert]");
+        const version = event.target.closest("[data-version]");
         if (large) enlarge(large.dataset.large);
         else if (filter) filterBy(filter.dataset.filter);
+        else if (version) putBack(version);
         else if (reverted) send("reverted", reverted.dataset.revert, "revert");
     });
     document.addEventListener("keydown", (event) => {

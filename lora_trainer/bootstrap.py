@@ -46,7 +46,7 @@ RUNTIME_MODULES = (
     "yaml",
     "gradio",
 )
-TEST_MODULES = (*RUNTIME_MODULES, "pytest", "hypothesis", "skimage")
+TEST_MODULES = (*RUNTIME_MODULES, "pytest", "hypothesis", "skimage", "playwright")
 LINT_MODULES = ("ruff", "mypy")
 
 

@@ -1,4 +1,4 @@
-"""The command line: train, check, caption, inspect, list, control; more in `commands`. Each command imports what it needs itself.
+"""The command line: train, check, inspect, list, control; more in `commands`. Each command imports what it needs itself.
 
 Exit codes: 0 done, 1 failed, 2 bad configuration, 130 stopped by Ctrl-C after saving.
 """
@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_trainer.config import parse
 from lora_trainer.config.presets import load_presets
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import COMMANDS, TrainControl
 from lora_trainer.errors import ConfigError, LoraTrainerError, Problem
-from lora_trainer.events import TrainEvent
+from lora_trainer.libraries import load_ahead
 from lora_trainer.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
@@ -71,7 +71,6 @@ def _build_parser() -> argparse.ArgumentParser:
         )
         if name == "train":
             command.add_argument("--fresh", action="store_true", help="move an old run in output_dir aside and start over")
-    _add_caption_options(add("caption", _caption, "Write first captions for a folder of pictures, to be corrected by you."))
     command = add("inspect", _inspect, "Show what is in a LoRA file, and test whether the WebUI will apply it.")
     command.add_argument("file", type=Path, metavar="FILE.safetensors")
     command.add_argument("--base", type=Path, metavar="CHECKPOINT", help="also test every key against this base model")
@@ -81,25 +80,12 @@ def _build_parser() -> argparse.ArgumentParser:
     command = add("control", _control, help)
     command.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="its output_dir")
     command.add_argument("request", choices=COMMANDS)
-    from lora_trainer.commands import grid, lora_files  # they use the exit codes above
+    from lora_trainer.commands import caption, grid, lora_files  # they use the exit codes above
 
+    caption.register(add)
     grid.register(add)
     lora_files.register(add)
     return parser
-
-
-def _add_caption_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--input", type=Path, required=True, metavar="DIR", help="the folder with the pictures")
-    command.add_argument(
-        "--output", type=Path, metavar="FILE.csv", help="the table to write, .csv or .jsonl (default: metadata.csv in the folder)"
-    )
-    command.add_argument("--overwrite", action="store_true", help="write all captions anew; without it, only missing ones")
-    command.add_argument("--captioner", default="blip", metavar="NAME", help="see: list captioners (default: blip)")
-    command.add_argument("--model", metavar="DIR", help="a folder with the captioner's files, or its id on the hub")
-    command.add_argument("--prompt", default="", metavar="WORDS", help='words that every caption begins with: "a painting of"')
-    command.add_argument("--beams", type=int, default=3, metavar="N", help="more is slower and a little better (default: 3)")
-    command.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures looked at together (default: 8)")
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
 
 
 def _read_config(options: argparse.Namespace) -> TrainConfig:
@@ -119,10 +105,11 @@ def _read_config(options: argparse.Namespace) -> TrainConfig:
 
 
 def _train(options: argparse.Namespace) -> int:
+    config = _read_config(options)
+    load_ahead()
     from lora_trainer.progress import ProgressView
     from lora_trainer.training.run import train
 
-    config = _read_config(options)
     control = TrainControl()
     with stop_on_ctrl_c(control), ProgressView() as view:
         result = train(config, control=control, watch=view.show, fresh=options.fresh)
@@ -141,12 +128,16 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from lora_trainer.card import card_bytes
+    from lora_trainer.forecast import largest_size, warn_of_card
     from lora_trainer.plan import make_plan
 
     config = _read_config(options)
     plan = make_plan(config)
-    _print_problems(plan.problems)
+    problem = warn_of_card(config, plan.detection, largest_size(plan.buckets), card_bytes())
+    _print_problems([*plan.problems, *([problem] if problem else [])])
     print(describe_plan(config, plan))
+    print(describe_memory(config, plan))
     return DONE
 
 
@@ -175,6 +166,33 @@ def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
     return "\n".join(lines)
 
 
+def describe_memory(config: TrainConfig, plan: TrainPlan) -> str:
+    """Returns the forecast of memory as lines of text: how much, what for, on which cards, what to change for smaller ones."""
+    from lora_trainer import forecast
+    from lora_trainer.forecast import GIB, describe_change, describe_gigabytes
+
+    size = forecast.largest_size(plan.buckets)
+    found = forecast.forecast(config, plan.detection, size)
+    parts = f"base {found.base / GIB:.1f}, LoRA {found.lora / GIB:.1f}, activations {found.activations / GIB:.1f}"
+    if found.encoding > found.training:
+        parts = f"most of it while pictures are encoded, training takes {found.training / GIB:.1f}: {parts}"
+    if config.device == "cpu":
+        return f"Memory    about {describe_gigabytes(found.peak)} of RAM ({parts})"
+    fits, fits_not = forecast.fitting_cards(found)
+    judged = f"fits in {', '.join(map(str, fits))} GB" if fits else "fits in none of the usual cards"
+    judged += f"; not in {', '.join(map(str, fits_not))}" if fits and fits_not else ""
+    lines = [f"Memory    about {describe_gigabytes(found.needed)} of a graphics card: {judged}", f"          {parts}"]
+    for card in fits_not:
+        changes, then = forecast.smaller(config, plan.detection, size, card * GIB)
+        if then.fits(card * GIB):
+            lines.append(f"          for {card} GB: {describe_change(changes)} ({describe_gigabytes(then.needed)})")
+        else:
+            lines.append(f"          for {card} GB: no settings are known")
+    if found.needed_for_samples > found.needed:
+        lines.append(f"          samples are drawn only where {describe_gigabytes(found.needed_for_samples)} are there")
+    return "\n".join(lines)
+
+
 def _describe_scan(scan: DatasetScan) -> str:
     return f"{len(scan.items)} of {scan.num_found} used, {sum(item.repeats for item in scan.items)} with repeats"
 
@@ -188,46 +206,6 @@ def _count_weights(plan: TrainPlan) -> dict[float, int]:
 def _list_names(items: Sequence[Item], most: int = 5) -> str:
     names = [item.name for item in items[:most]]
     return ", ".join([*names, f"and {len(items) - most} more"] if len(items) > most else names)
-
-
-def _caption(options: argparse.Namespace) -> int:
-    from lora_trainer.captioning import run
-    from lora_trainer.captioning.captioner import CaptionerSettings
-    from lora_trainer.captioning.table import CAPTIONERS
-    from lora_trainer.progress import ProgressView
-    from lora_trainer.training.precision import DTYPES, choose_device, choose_precision
-
-    if options.captioner not in CAPTIONERS.names():
-        known = CAPTIONERS.names()
-        message = f"{options.captioner!r} does not exist{did_you_mean(options.captioner, known)} Known: {', '.join(known)}."
-        raise ConfigError([Problem("--captioner", message)])
-    if options.batch_size < 1:
-        raise ConfigError([Problem("--batch-size", f"({options.batch_size}) must be at least 1.")])
-    entry, device = CAPTIONERS.get(options.captioner), choose_device(options.device)
-    settings = CaptionerSettings(
-        options.model or entry.options["model"],
-        prompt=options.prompt,
-        num_beams=options.beams,
-        device=device,
-        dtype=DTYPES[choose_precision("auto", device)],
-    )
-    table = run.TableFile(options.output or options.input / "metadata.csv", options.input)
-    kept = run.captions_to_keep(options.input, "overwrite" if options.overwrite else "missing", table.path)
-    control = TrainControl()
-    with stop_on_ctrl_c(control), ProgressView() as view, entry.load()(settings) as captioner:
-
-        def emit(kind: str, **data: Any) -> None:
-            view.show(TrainEvent(kind, data))
-
-        result = run.caption_folder(
-            captioner, options.input, table.save, kept=kept, batch_size=options.batch_size, control=control, emit=emit
-        )
-    print(f"{result.num_written} captions written to {table.path}, {result.num_kept} that were there are kept.")
-    if result.was_stopped:
-        print("Stopped. The same command goes on from there.")
-        return STOPPED
-    print("Read every line, and correct it: the captions decide what is learned.")
-    return DONE
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ show the same text.
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -115,3 +116,13 @@ class MissingPackageError(LoraTrainerError):
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed. Install it with: {pip_command(package)}"
         )
+
+
+def free_frames(error: BaseException) -> None:
+    """Drops the local variables of the frames that an exception and its causes came through: they hold models and tensors."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from lora_trainer.errors import ConfigError, Problem
+from lora_trainer.host.base import Host
 
 CPU = torch.device("cpu")
 
@@ -20,13 +21,14 @@ class CaptionerSettings:
     """How a captioner writes.
 
     Attributes:
-        model: a folder with the model, or its id on the hub.
+        model: the folder with the model's files; "" for a captioner without.
         prompt: words that every caption begins with, such as "a painting of"; "" for none.
         num_beams: captions followed at once. 1 takes the likeliest word each time; more is slower and a little better.
         max_new_tokens: the longest caption, in tokens of the captioner; a word is one or two.
         min_new_tokens: the shortest.
         device: where it runs.
         dtype: of its weights.
+        host: the program that we live in, for the captioner that is its own.
     """
 
     model: str
@@ -36,6 +38,7 @@ class CaptionerSettings:
     min_new_tokens: int = 0
     device: torch.device = CPU
     dtype: torch.dtype = torch.float32
+    host: Host | None = None
 
     def __post_init__(self) -> None:
         """Checks the numbers.
@@ -62,3 +65,6 @@ class Captioner(Protocol):
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
         """Returns a caption for each RGB picture, in order. A batch gives what its pictures give one by one."""
+
+    def move(self, device: torch.device) -> None:
+        """Moves what it holds, between two batches: to memory while somebody else needs the device, and back."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from lora_trainer.captioning.captioner import Captioner
 from lora_trainer.control import TrainControl
 from lora_trainer.dataset.captions import read_captions
 from lora_trainer.dataset.images import open_image
@@ -19,6 +18,9 @@ from lora_trainer.dataset.tables import NameIndex, read_table
 from lora_trainer.errors import DatasetError
 from lora_trainer.events import Emit
 from lora_trainer.files import write_bytes
+
+if TYPE_CHECKING:
+    from lora_trainer.captioning.captioner import Captioner
 
 Mode = Literal["missing", "overwrite"]
 Save = Callable[[Mapping[str, str]], None]

@@ -189,6 +189,27 @@ def put_trigger_first(trigger: str) -> Edit:
     return _each(edit)
 
 
+def read_list(text: str) -> list[str]:
+    """Returns words and phrases that a user wrote with commas or line breaks between."""
+    return [word.strip() for line in text.splitlines() for word in line.split(",") if word.strip()]
+
+
+def read_pairs(text: str) -> dict[str, str]:
+    """Returns replacements that a user wrote as `word = other`, one a line.
+
+    Raises:
+        DatasetError: a line has no "=".
+    """
+    pairs = {}
+    for line in text.splitlines():
+        if line.strip():
+            word, sign, other = line.partition("=")
+            if not sign or not word.strip():
+                raise DatasetError(f"the line {line.strip()!r} has no “=”. Write one replacement a line: watercolor = ink wash.")
+            pairs[word.strip()] = other.strip()
+    return pairs
+
+
 def split_tags(caption: str) -> list[str]:
     """Returns the tags of a caption."""
     return [tag.strip() for tag in caption.split(",") if tag.strip()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,7 +112,13 @@ class CaptionStore:
         return self.save_all({name: text}, {name: seen}, title=title)
 
     def save_all(
-        self, wanted: Mapping[str, str], seen: Mapping[str, str] | None, *, title: str, change: int | None = None
+        self,
+        wanted: Mapping[str, str],
+        seen: Mapping[str, str] | None,
+        *,
+        title: str,
+        change: int | None = None,
+        run: str = "",
     ) -> SaveResult:
         """Changes captions. Those that are not as they were seen are left, and told in the result.
 
@@ -122,11 +128,42 @@ class CaptionStore:
             title: for the journal.
             change: the number of an earlier change that this one belongs to: a caption run saves each caption as it comes, and is
                 taken back as one.
+            run: the name of that run, see `unfinished_run`.
 
         Raises:
             DatasetError: a file cannot be read or written, and the message says which. No caption is lost.
         """
-        return self._change(wanted, seen, title=title, change=change)
+        return self._change(wanted, seen, title=title, change=change, run=run)
+
+    def unfinished_run(self, run: str) -> Change | None:
+        """Returns what a caption run has written so far, where it did not come to its end and was not taken back; else None.
+
+        Args:
+            run: its name; whoever goes on with it gives that, and the number of this change, to `save_all`.
+        """
+        return self._journal.unfinished_run(run)
+
+    def end_run(self, run: str) -> None:
+        """Tells that a caption run came to its end: the same once more is a new one."""
+        with self._journal.locked():
+            self._journal.end_run(run)
+
+    def runs(self) -> list[Change]:
+        """Returns what the caption runs of this set wrote, the latest first."""
+        return [change for change in self.history() if change.run]
+
+    def restore(self, change: int) -> SaveResult:
+        """Brings back the captions as one change left them, whatever was done since; the others stay.
+
+        Raises:
+            DatasetError: as `revert`.
+        """
+        found = self._find(change)
+        wanted = {name: after for name, (_, after) in found.values.items()}
+        present = self._list().captions
+        return self._change(
+            {name: text for name, text in wanted.items() if name in present}, None, title=f"captions as after: {found.title}"
+        )
 
     def undo(self) -> SaveResult:
         """Takes back the latest change that counts, this window's or another's; captions changed since by other programs stay."""
@@ -142,10 +179,7 @@ class CaptionStore:
         Raises:
             DatasetError: the journal has no such change; else as `save_all`.
         """
-        found = next((known for known in self._journal.changes() if known.id == change), None)
-        if found is None:
-            raise DatasetError(f"the captions of {self.folder} have no change {change}. Choose one of the history.")
-        return self._revert(found, "undo: {}")
+        return self._revert(self._find(change), "undo: {}")
 
     def history(self) -> list[Change]:
         """Returns all changes, the latest first."""
@@ -153,11 +187,18 @@ class CaptionStore:
 
     def versions(self, name: str) -> list[Version]:
         """Returns what a caption has been, the latest first. To restore one, save its text."""
-        changes = [change for change in self._journal.changes() if name in change.values]
-        versions = [Version(change.values[name][1], change.title, change.time) for change in changes]
-        if changes:
-            versions.insert(0, Version(changes[0].values[name][0], "before the first change", changes[0].time))
-        return versions[::-1]
+        return self.versions_of([name])[name]
+
+    def versions_of(self, names: Iterable[str]) -> dict[str, list[Version]]:
+        """Returns `versions` of several captions."""
+        found: dict[str, list[Version]] = {name: [] for name in names}
+        for change in self._journal.changes():
+            for name in found.keys() & change.values.keys():
+                before, after = change.values[name]
+                if not found[name]:
+                    found[name].append(Version(before, "before the first change", change.time))
+                found[name].append(Version(after, change.title, change.time))
+        return {name: versions[::-1] for name, versions in found.items()}
 
     def undoable(self) -> Change | None:
         """Returns the change that `undo` would take back."""
@@ -188,6 +229,12 @@ class CaptionStore:
                 wanted[fits[0]], ranks[fits[0]] = row.caption, rank
         return self.save_all(wanted, None, title=title or f"captions of {path.name}")
 
+    def _find(self, change: int) -> Change:
+        found = next((known for known in self._journal.changes() if known.id == change), None)
+        if found is None:
+            raise DatasetError(f"the captions of {self.folder} have no change {change}. Choose one of the history.")
+        return found
+
     def _revert(self, change: Change | None, title: str) -> SaveResult:
         if change is None:
             return SaveResult()
@@ -205,6 +252,7 @@ class CaptionStore:
         title: str,
         change: int | None = None,
         reverts: int | None = None,
+        run: str = "",
     ) -> SaveResult:
         with self._journal.locked():
             self._finish_interrupted()
@@ -214,7 +262,7 @@ class CaptionStore:
                 return SaveResult(change, {}, tuple(conflicts))
             texts = {name: after for name, (_, after) in values.items()}
             contents = listing.contents(texts)
-            number = self._journal.begin(title, values, change=change, reverts=reverts)
+            number = self._journal.begin(title, values, change=change, reverts=reverts, run=run)
             for path, data in contents.items():
                 _replace(path, data)
             self._journal.finish()

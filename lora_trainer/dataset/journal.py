@@ -2,7 +2,8 @@
 
 One line is one JSON object. `{"change": 3, "time": ..., "title": ..., "values": {name: [before, after]}}` is written, and on
 the disk, before anything is changed; `{"done": true}` after that. Lines with one number are one change, as of a run that saves
-caption by caption. What a value is, a caption or the hash of a picture, only the owner of the journal knows.
+caption by caption: they bear its name as `"run"`, and `{"ended": name}` says that it came to its end. What a value is, a caption
+or the hash of a picture, only the owner of the journal knows.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Change:
         time: seconds since 1970, of its beginning.
         values: before and after, by name.
         reverts: the change that this one took back, None for most.
+        run: the name of the run that did it, "" for what a person did.
     """
 
     id: int
@@ -44,6 +46,7 @@ class Change:
     time: float
     values: dict[str, tuple[str, str]] = field(default_factory=dict)
     reverts: int | None = None
+    run: str = ""
 
     def extend(self, values: Mapping[str, tuple[str, str]]) -> None:
         """Adds later values; what was before the first of a name stays."""
@@ -68,6 +71,7 @@ class Journal:
         self._offset = 0
         self._changes: dict[int, Change] = {}
         self._unfinished: dict[str, tuple[str, str]] = {}
+        self._ended: set[int] = set()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -111,11 +115,24 @@ class Journal:
             self._read_on()
             return dict(self._unfinished)
 
-    def begin(self, title: str, values: Mapping[str, tuple[str, str]], *, change: int | None, reverts: int | None = None) -> int:
+    def unfinished_run(self, run: str) -> Change | None:
+        """Returns what a run has changed so far, where it has not ended and was not taken back since; else None."""
+        counting = [change for change in _stacks(self.changes())[0] if change.run == run]
+        return counting[-1] if counting and counting[-1].id not in self._ended else None
+
+    def begin(
+        self,
+        title: str,
+        values: Mapping[str, tuple[str, str]],
+        *,
+        change: int | None,
+        reverts: int | None = None,
+        run: str = "",
+    ) -> int:
         """Writes down what is about to be changed, and returns the change's number. Only for who holds the lock.
 
         Args:
-            title, values, reverts: see `Change`.
+            title, values, reverts, run: see `Change`.
             change: the number of a change that goes on, None for a new one.
 
         Raises:
@@ -125,8 +142,14 @@ class Journal:
         entry: dict[str, Any] = {"change": number, "time": round(time.time(), 3), "title": title, "values": values}
         if reverts is not None:
             entry["reverts"] = reverts
+        if run:
+            entry["run"] = run
         self._append(entry, is_urgent=True)
         return number
+
+    def end_run(self, run: str) -> None:
+        """Writes down that a run came to its end, so that its name begins a new change from now on."""
+        self._append({"ended": run}, is_urgent=False)
 
     def finish(self) -> None:
         """Writes down that what `begin` was told has been done."""
@@ -151,13 +174,12 @@ class Journal:
             with open(self._path, "rb") as file:
                 if file.seek(0, os.SEEK_END) < self._offset:  # another file: it was put back from a backup, or deleted
                     self._offset = 0
-                    self._changes.clear()
+                    self._forget()
                 file.seek(self._offset)
                 data = file.read()
         except FileNotFoundError:
             self._offset = 0
-            self._changes.clear()
-            self._unfinished = {}
+            self._forget()
             return
         except OSError as error:
             raise DatasetError(f"{self._path} cannot be read: {error.strerror or error}. Check its permissions.") from error
@@ -166,14 +188,23 @@ class Journal:
         for line in whole.split(b"\n"):
             self._take(line)
 
+    def _forget(self) -> None:
+        self._changes.clear()
+        self._ended.clear()
+        self._unfinished = {}
+
     def _take(self, line: bytes) -> None:
         try:
             entry = json.loads(line)
             if "done" in entry:
                 self._unfinished = {}
                 return
+            if "ended" in entry:
+                self._ended |= {change.id for change in self._changes.values() if change.run == entry["ended"]}
+                return
             values = {str(name): (str(before), str(after)) for name, (before, after) in entry["values"].items()}
             change = Change(int(entry["change"]), str(entry["title"]), float(entry["time"]), reverts=entry.get("reverts"))
+            change.run = str(entry.get("run", ""))
         except (ValueError, KeyError, TypeError, AttributeError):  # torn by a kill or a full disk: nothing of it was done
             return
         self._changes.setdefault(change.id, change).extend(values)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import zipfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lora_trainer.dataset.tables import CAPTION_COLUMNS, Table, clean_caption, csv_lines, parse_table, read_text, split_csv_row
 from lora_trainer.errors import DatasetError
@@ -27,6 +28,26 @@ def format_table(captions: Mapping[str, str], suffix: str) -> bytes:
         return "".join(_json_line(dict(zip(header, entry, strict=True))) for entry in captions.items()).encode()
     text = "".join(_csv_line(cells, ",") for cells in (header, *captions.items()))
     return _MARK + text.encode("utf-8")
+
+
+def pack_sidecars(captions: Mapping[str, str]) -> bytes:
+    """Returns a ZIP file with a text file for each picture that has a caption, in the pictures' folders.
+
+    Raises:
+        DatasetError: two pictures would share a text file and have different captions.
+    """
+    texts: dict[str, tuple[str, str]] = {}
+    for name, caption in captions.items():
+        path = PurePosixPath(name).with_suffix(".txt").as_posix()
+        first, known = texts.setdefault(path, (name, caption))
+        if known != caption:
+            raise DatasetError(f"{first} and {name} would share {path}, and have different captions. Rename one of the pictures.")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, (_, caption) in texts.items():
+            if caption:
+                archive.writestr(path, f"{caption}\n".encode())
+    return buffer.getvalue()
 
 
 def edit_table(path: Path, changed: Mapping[int, str], added: Mapping[str, str]) -> bytes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +17,10 @@ from lora_trainer.dataset.images import open_image
 from lora_trainer.errors import DatasetError
 from lora_trainer.files import TEMPORARY_SUFFIX, replace_file
 
+log = logging.getLogger(__name__)
+
 QUALITY = 82
+_preparing = threading.Lock()
 _NUM_THREADS = min(4, os.cpu_count() or 1)  # Pillow decodes without Python's lock
 
 
@@ -44,6 +49,22 @@ def thumbnails(paths: Iterable[Path], cache_dir: Path, side: int) -> list[bytes 
     """Returns `thumbnail` of each, several at a time."""
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         return list(pool.map(lambda path: thumbnail(path, cache_dir, side), paths))
+
+
+def prepare(paths: Sequence[Path], cache_dir: Path, side: int) -> None:
+    """Makes the small pictures of a page that will probably be looked at next, meanwhile; one such page at a time."""
+
+    def work() -> None:
+        try:
+            for path in paths:
+                thumbnail(path, cache_dir, side)
+        except OSError as error:  # a full disk, or the folder is gone: whoever looks at the page is told
+            log.warning("small pictures could not be made: %s", error)
+        finally:
+            _preparing.release()
+
+    if paths and _preparing.acquire(blocking=False):
+        threading.Thread(target=work, name="lora_trainer_thumbnails", daemon=True).start()
 
 
 def _keep(path: Path, data: bytes) -> None:

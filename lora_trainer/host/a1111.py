@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from modules import sd_models, shared
+from modules import devices, sd_models, shared
 
 from lora_trainer.host.webui import WebUI
 
@@ -36,6 +36,19 @@ class A1111(WebUI):
             model = self._away.pop()
             if model in _loaded_models():  # else the WebUI dropped it meanwhile
                 sd_models.send_model_to_device(model)
+
+    def load_captioner(self, interrogator: Any) -> None:
+        if interrogator.blip_model is None:
+            model = interrogator.load_blip_model()
+            is_full = shared.cmd_opts.no_half or interrogator.running_on_cpu
+            interrogator.blip_model = model if is_full else model.half()
+        interrogator.blip_model = interrogator.blip_model.to(devices.device_interrogate)
+        interrogator.dtype = next(interrogator.blip_model.parameters()).dtype  # the WebUI's own load() takes it from CLIP
+
+    def lora_read_at(self, path: Path) -> float | None:
+        held = getattr(sys.modules.get("networks"), "networks_in_memory", {})
+        times = (network.mtime for network in list(held.values()) if Path(network.network_on_disk.filename) == path)
+        return next(times, None)
 
     def forget_lora(self, path: Path) -> None:
         import torch

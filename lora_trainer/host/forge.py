@@ -24,6 +24,7 @@ class Forge(WebUI):
     name = "forge"
     label = "Forge"
     memory_manager = "backend.memory_management"
+    model_patcher = "backend.patcher.base"
 
     def run(self, function: Callable[[], Any]) -> Any:
         outcome: list[Any] = []
@@ -48,6 +49,16 @@ class Forge(WebUI):
 
     def bring_back(self) -> None:
         pass
+
+    def load_captioner(self, interrogator: Any) -> None:
+        if interrogator.blip_model is None:
+            model = interrogator.load_blip_model().to(device=interrogator.offload_device, dtype=interrogator.dtype)
+            patcher = importlib.import_module(self.model_patcher).ModelPatcher
+            interrogator.blip_patcher = patcher(
+                model, load_device=interrogator.load_device, offload_device=interrogator.offload_device
+            )
+            interrogator.blip_model = model
+        importlib.import_module(self.memory_manager).load_models_gpu([interrogator.blip_patcher])
 
     def forget_lora(self, path: Path) -> None:
         networks = sys.modules.get("networks")  # of their built-in LoRA extension, which can be switched off
@@ -84,3 +95,4 @@ class ReForge(Forge):
     name = "reforge"
     label = "reForge"
     memory_manager = "ldm_patched.modules.model_management"
+    model_patcher = "ldm_patched.modules.model_patcher"

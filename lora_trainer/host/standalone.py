@@ -13,9 +13,8 @@ from typing import Any
 
 from lora_trainer import __version__
 from lora_trainer.errors import HostError, LoraTrainerError
-from lora_trainer.host.base import Folders, HostOptions, Lease, ModelFile, OwnDevice
+from lora_trainer.host.base import DEFAULT_DATA_DIR, Folders, HostCaptioner, HostOptions, Lease, ModelFile, OwnDevice
 
-DEFAULT_DATA_DIR = Path("lora_trainer_data")
 MODEL_SUFFIXES = (".safetensors", ".ckpt")
 NUMBER = r"-?\d+(?:\.\d+)?"
 LORA_TAG = re.compile(rf"<lora:(?P<name>[^:<>]+)(?::(?P<first>{NUMBER}))?(?::(?P<unet>{NUMBER}))?>")
@@ -30,6 +29,7 @@ class Standalone:
     """
 
     name = "standalone"
+    has_pipeline = False
     title = f"stand-alone {__version__}"
 
     def __init__(self, data_dir: Path = DEFAULT_DATA_DIR, models_dir: Path | None = None) -> None:
@@ -63,12 +63,16 @@ class Standalone:
     def lora_changed(self, path: Path) -> None:
         """Nothing: each picture reads its files anew."""
 
+    def lora_read_at(self, path: Path) -> float | None:
+        return None
+
     def generate(self, prompt: str, **settings: Any) -> Any:
         """See `base.Host.generate`. Draws with the first base model of the list."""
         if not (bases := self.checkpoints()):
             raise HostError(f"There is no base model in {self.checkpoint_dir}; put a checkpoint there to draw pictures.")
-        from lora_trainer.inference.generate import GenerateSettings, generate
+        from lora_trainer.inference.generate import generate
         from lora_trainer.inference.loras import applied
+        from lora_trainer.inference.settings import GenerateSettings
         from lora_trainer.models.family import ModelSettings
         from lora_trainer.models.table import load_model
         from lora_trainer.training.precision import DTYPES, choose_device, choose_precision
@@ -82,6 +86,14 @@ class Standalone:
                 return generate(model, GenerateSettings(text, **settings))
         except LoraTrainerError as error:
             raise HostError(f"The picture could not be drawn with {bases[0].name}: {error}") from error
+
+    def has_captioner(self) -> bool:
+        return False
+
+    @contextmanager
+    def captioner(self) -> Iterator[HostCaptioner]:
+        raise HostError("Without a WebUI there is no captioner of a WebUI. Choose blip.")
+        yield
 
     def _split_tags(self, prompt: str) -> tuple[list[Any], str]:
         """Returns the LoRA files that a prompt names, with their weights, and the prompt without the tags."""

@@ -6,17 +6,16 @@ Imported only in a WebUI's process, when its own modules are loaded.
 from __future__ import annotations
 
 import gc
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from modules import call_queue, processing, sd_models, sd_vae, shared
+from modules import call_queue, paths, processing, sd_models, sd_vae, shared
 
-from lora_trainer.errors import HostError
-from lora_trainer.host.base import Folders, HostOptions, Lease, ModelFile, wait_while
+from lora_trainer.errors import HostError, free_frames
+from lora_trainer.host.base import Folders, HostCaptioner, HostOptions, Lease, ModelFile, wait_while
 from lora_trainer.host.queue_lock import QueueLock
 from lora_trainer.host.settings import read_folders, read_options
 
@@ -28,6 +27,7 @@ class WebUI(ABC):
 
     name: str
     label: str
+    has_pipeline = True
 
     def __init__(self) -> None:
         self.lock = QueueLock(call_queue.queue_lock)
@@ -61,7 +61,7 @@ class WebUI(ABC):
                 lease.take()
                 yield lease
         except BaseException as error:
-            _clear_frames(error)
+            free_frames(error)
             raise
         finally:
             gc.collect()  # what the job left on the device, before the WebUI's models come back
@@ -71,12 +71,19 @@ class WebUI(ABC):
         with self.lock:
             self.forget_lora(path)
 
+    def lora_read_at(self, path: Path) -> float | None:
+        return None
+
     def generate(self, prompt: str, **settings: Any) -> Any:
         if self.lock.is_held():
             raise HostError(f"{self.title} cannot draw a picture for the very job that borrowed its device.")
         with self.lock:
+            if self.lock.is_waited_for():  # whoever draws picture after picture would else overtake everybody
+                self.lock.pass_on()
             try:
                 return self.run(lambda: self._draw(prompt, **settings))
+            except HostError:
+                raise
             except Exception as error:
                 raise HostError(f"{self.title} could not draw the picture: {type(error).__name__}: {error}") from error
 
@@ -91,6 +98,7 @@ class WebUI(ABC):
         cfg_scale: float = 7.0,
         seed: int = 0,
         sampler: str = "euler_a",
+        base: str = "",
     ) -> Any:
         sampler_name, scheduler = _host_sampler(sampler)
         request = processing.StableDiffusionProcessingTxt2Img(
@@ -106,13 +114,38 @@ class WebUI(ABC):
             scheduler=scheduler,
             do_not_save_samples=True,
             do_not_save_grid=True,
+            # Put back afterwards; the model itself is loaded anew only when somebody draws with another.
+            override_settings={"sd_model_checkpoint": base} if base else {},
         )
         shared.state.begin(job="lora_trainer")
         try:
             with closing(request):
-                return processing.process_images(request).images[0]
+                picture = processing.process_images(request).images[0]
+            if shared.state.interrupted:
+                raise HostError(f"The picture was interrupted in {self.title}. Draw it again.")
+            return picture
         finally:
             shared.state.end()
+
+    def has_captioner(self) -> bool:
+        return any((Path(paths.models_path) / "BLIP").glob("*.pth"))
+
+    @contextmanager
+    def captioner(self) -> Iterator[HostCaptioner]:
+        if not self.has_captioner():
+            where = Path(paths.models_path) / "BLIP"
+            raise HostError(
+                f"{self.title} has no captioner on the disk: {where} holds no .pth file. Choose blip, or press Interrogate "
+                "CLIP in img2img once, which loads it."
+            )
+        captioner = WebUICaptioner(self)
+        try:
+            with self.lock:
+                captioner.move(True)
+            yield captioner
+        finally:
+            with self.lock:
+                captioner.move(False)
 
     def both_fit(self) -> bool:
         """Whether the card has room for the WebUI's model and a generation beside what was used since the job took the device."""
@@ -136,6 +169,10 @@ class WebUI(ABC):
         return function()
 
     @abstractmethod
+    def load_captioner(self, interrogator: Any) -> None:
+        """Loads the WebUI's BLIP, or moves it onto the device; not its CLIP, which may not be on the disk. The lock is held."""
+
+    @abstractmethod
     def wait_for_start(self) -> None:
         """Returns when the model that the WebUI loads at its start is loaded; the lock does not tell."""
 
@@ -150,6 +187,30 @@ class WebUI(ABC):
     @abstractmethod
     def forget_lora(self, path: Path) -> None:
         """Drops what the WebUI holds of the LoRA file, and lists the files anew. The lock is held."""
+
+
+class WebUICaptioner:
+    """See `base.HostCaptioner`: `shared.interrogator`, as the WebUI's own Interrogate uses it, without the artists' names."""
+
+    def __init__(self, host: WebUI) -> None:
+        self._host = host
+
+    def describe(self, picture: Any) -> str:
+        with self._host.lock:
+            return str(self._try(lambda: shared.interrogator.generate_caption(picture)))
+
+    def move(self, is_back: bool) -> None:
+        interrogator = shared.interrogator
+        self._try(lambda: self._host.load_captioner(interrogator) if is_back else interrogator.send_blip_to_ram())
+
+    def _try(self, function: Callable[[], Any]) -> Any:
+        try:
+            return self._host.run(function)
+        except Exception as error:
+            raise HostError(
+                f"{self._host.title} cannot use its own captioner: {type(error).__name__}: {error}. Choose blip instead, or "
+                "press Interrogate CLIP in img2img, which shows what is wrong."
+            ) from error
 
 
 class WebUILease:
@@ -253,17 +314,9 @@ def _current_device() -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _clear_frames(error: BaseException) -> None:
-    """Empties the frames that an error went through, whose variables would keep the job's tensors on the device."""
-    found: BaseException | None = error
-    while found is not None:
-        traceback.clear_frames(found.__traceback__)
-        found = found.__cause__ or found.__context__
-
-
 def _host_sampler(name: str) -> tuple[str, str]:
     """Returns the WebUI's words for a sampler of ours, or the name itself where it is the WebUI's."""
-    from lora_trainer.inference.samplers import SAMPLERS
+    from lora_trainer.inference.table import SAMPLERS
 
     if name not in SAMPLERS.names():
         return name, "Automatic"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from lora_trainer.control import TrainControl
+from lora_trainer.errors import free_frames
 from lora_trainer.events import EventWriter, TrainEvent
 from lora_trainer.host.base import Host, Lease
 
@@ -99,7 +99,7 @@ class JobContext:
                 try:
                     yield ToldLease(lease, self._tell_waiting)
                 except BaseException as error:
-                    _free_frames(error)
+                    free_frames(error)
                     raise
         finally:
             self._tell_waiting(False)
@@ -137,13 +137,3 @@ class ToldLease:
             self._tell_waiting(False)
 
         self._lease.give_way(tell_away, tell_back, is_paused=is_paused)
-
-
-def _free_frames(error: BaseException) -> None:
-    """Drops the local variables of the frames that an exception and its causes came through: they hold models and tensors."""
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__

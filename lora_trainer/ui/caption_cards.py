@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_trainer.dataset.advice import Advice, count_tags, count_words
 from lora_trainer.dataset.bulk import Preview
-from lora_trainer.dataset.caption_store import SaveResult
+from lora_trainer.dataset.caption_store import CaptionStore, SaveResult, Version
 from lora_trainer.dataset.journal import Change
 from lora_trainer.dataset.thumbnails import thumbnail, thumbnails
 from lora_trainer.ui import markup
@@ -21,19 +21,21 @@ LARGE_SIDE = 1400
 MOST_FREQUENT = 40
 MOST_PREVIEWED = 12
 MOST_HISTORY = 30
+MOST_VERSIONS = 8
 
 
-def draw_cards(looked: Looked, number: int, size: int, cache_dir: Path) -> str:
+def draw_cards(looked: Looked, number: int, size: int, cache_dir: Path, store: CaptionStore) -> str:
     """Returns one page of pictures with their captions; `number` counts from 0."""
     names, number, count = page_of(looked.shown, number, size)
+    versions = store.versions_of(names)
     if not names:
         return markup.box(word("No captions here."), "empty")
     small = thumbnails([looked.folder / name for name in names], cache_dir, SIDE)
-    cards = "".join(_card(looked, name, data) for name, data in zip(names, small, strict=True))
+    cards = "".join(_card(looked, name, data, versions[name]) for name, data in zip(names, small, strict=True))
     return markup.box(cards, "entries", role="group", data_folder=str(looked.folder)) + _pager(number, count)
 
 
-def _card(looked: Looked, name: str, data: bytes | None) -> str:
+def _card(looked: Looked, name: str, data: bytes | None, versions: Sequence[Version]) -> str:
     caption, label = looked.captions[name], escape(name)
     image = f'<img src="{markup.data_uri(data)}" alt="" loading="lazy">' if data else f"<b>{word('not readable')}</b>"
     findings = looked.report.of_picture(name) if looked.report else ()
@@ -47,8 +49,25 @@ def _card(looked: Looked, name: str, data: bytes | None) -> str:
         f'<textarea data-caption="{label}" data-seen="{escape(caption)}" rows="4" dir="auto" aria-label="{label}">'
         f'{escape(caption)}</textarea><div class="lora_trainer_conflict"></div>'
         f'<ul class="lora_trainer_problems lora_trainer_advice">{draw_advice(looked.advice.get(name, ()))}</ul>'
-        f'<ul class="lora_trainer_problems">{notes}</ul></div></article>'
+        f'<ul class="lora_trainer_problems">{notes}</ul>{_earlier(versions, caption)}</div></article>'
     )
+
+
+def _earlier(versions: Sequence[Version], caption: str) -> str:
+    """Returns what a caption was before, each with a button by which the script puts it back; "" where it was nothing else."""
+    others = {version.text: version for version in reversed(versions) if version.text not in ("", caption)}
+    rows = "".join(
+        f'<li><button type="button" data-version="{escape(text)}">{word("Put back")}</button> '
+        f"<small>{_moment(version.time)} {escape(version.title)}</small><br>{escape(text)}</li>"
+        for text, version in sorted(others.items(), key=lambda entry: -entry[1].time)[:MOST_VERSIONS]
+    )
+    if not rows:
+        return ""
+    return f'<details><summary>{word("Earlier versions")}</summary><ul class="lora_trainer_history">{rows}</ul></details>'
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def draw_advice(advice: Sequence[Advice]) -> str:
@@ -109,11 +128,16 @@ def draw_history(changes: Sequence[Change]) -> str:
         return markup.box(word("Nothing was changed yet."), "empty")
     rows = "".join(
         f'<li><button type="button" data-revert="{change.id}">{word("Take back")}</button> '
-        f"<small>{time.strftime('%Y-%m-%d %H:%M', time.localtime(change.time))}</small> {escape(change.title)} "
+        f"<small>{_moment(change.time)}</small> {escape(change.title)} "
         f"<small>{len(change.values)}</small></li>"
         for change in changes[:MOST_HISTORY]
     )
     return f'<ul class="lora_trainer_history">{rows}</ul>'
+
+
+def name_run(run: Change) -> str:
+    """Returns what a caption run is called in the list of runs."""
+    return f"{run.title}, {_moment(run.time)} (#{run.id})"
 
 
 def draw_report(looked: Looked) -> str:

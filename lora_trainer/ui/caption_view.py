@@ -16,6 +16,8 @@ from lora_trainer.dataset.bulk import (
     change_case,
     dedupe_tags,
     put_trigger_first,
+    read_list,
+    read_pairs,
     remove_tags,
     remove_words,
     replace_pattern,
@@ -26,7 +28,7 @@ from lora_trainer.dataset.bulk import (
 from lora_trainer.dataset.caption_store import CaptionStore
 from lora_trainer.dataset.losses import PictureLoss, read_losses
 from lora_trainer.dataset.report import QualityReport, report_path
-from lora_trainer.errors import DatasetError, Problem
+from lora_trainer.errors import Problem
 from lora_trainer.jobs.queue import JobQueue
 from lora_trainer.jobs.view import JobView
 from lora_trainer.run_folder import RunFolder
@@ -146,35 +148,19 @@ def _is_same(path: str, folder: Path) -> bool:
         return False
 
 
-def _lines(text: str) -> dict[str, str]:
-    """Returns replacements written as `word = other`, one a line."""
-    pairs = {}
-    for line in text.splitlines():
-        if line.strip():
-            word, sign, other = line.partition("=")
-            if not sign:
-                raise DatasetError(f"the line {line.strip()!r} has no “=”. Write one replacement a line: watercolor = ink wash.")
-            pairs[word.strip()] = other.strip()
-    return pairs
-
-
-def _words(text: str) -> list[str]:
-    return [word for line in text.splitlines() for word in line.split(",") if word.strip()]
-
-
 # What each change needs of the two fields, and what it is called.
 EDITS: dict[str, Callable[[str, str, Mapping[str, Any]], Edit]] = {
     "Find and replace": lambda find, other, how: replace_text(
         find, other, ignore_case=bool(how.get("ignore_case")), whole_words=bool(how.get("whole_words"))
     ),
     "Find and replace a pattern": lambda find, other, how: replace_pattern(find, other, ignore_case=bool(how.get("ignore_case"))),
-    "Replace words (a = b, one a line)": lambda find, other, how: replace_words(_lines(find)),
-    "Remove words": lambda find, other, how: remove_words(_words(find)),
+    "Replace words (a = b, one a line)": lambda find, other, how: replace_words(read_pairs(find)),
+    "Remove words": lambda find, other, how: remove_words(read_list(find)),
     "Add before": lambda find, other, how: add_prefix(find),
     "Add behind": lambda find, other, how: add_suffix(find),
-    "Add tags": lambda find, other, how: add_tags(_words(find)),
-    "Add tags at the start": lambda find, other, how: add_tags(_words(find), at_start=True),
-    "Remove tags": lambda find, other, how: remove_tags(_words(find)),
+    "Add tags": lambda find, other, how: add_tags(read_list(find)),
+    "Add tags at the start": lambda find, other, how: add_tags(read_list(find), at_start=True),
+    "Remove tags": lambda find, other, how: remove_tags(read_list(find)),
     "Trigger word first, once": lambda find, other, how: put_trigger_first(find or str(how.get("trigger") or "")),
     "Sort tags": lambda find, other, how: sort_tags(keep_first=1 if how.get("trigger") else 0),
     "Remove repeated tags": lambda find, other, how: dedupe_tags(),

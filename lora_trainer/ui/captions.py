@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from lora_trainer.dataset.bulk import Preview, preview
 from lora_trainer.dataset.caption_store import CaptionStore, SaveResult
 from lora_trainer.dataset.journal import KEPT_FOLDER
 from lora_trainer.dataset.picture_store import PictureStore
-from lora_trainer.dataset.table_writing import format_table
+from lora_trainer.dataset.table_writing import format_table, pack_sidecars
+from lora_trainer.dataset.thumbnails import prepare
 from lora_trainer.errors import DatasetError
 from lora_trainer.run_folder import RunFolder
 from lora_trainer.ui import caption_cards as cards
@@ -30,7 +32,12 @@ if TYPE_CHECKING:
 
 PAGE_SIZES = (12, 24, 48)
 TOOLS = {"Crop": "crop", "Resize": "resize", "Trim borders": "trim", "Colour table (.cube)": "table"}
-DOWNLOAD = "(text) => { if (text) window.loraTrainer.download('metadata.csv', text); }"
+EXPORTS = {"csv": "Save as metadata.csv", "jsonl": "Save as metadata.jsonl", "zip": "Save as .txt (ZIP)"}
+DOWNLOAD = """(told) => {
+    if (!told) return;
+    const file = JSON.parse(told);
+    window.loraTrainer.download(file.name, Uint8Array.from(atob(file.data), (letter) => letter.charCodeAt(0)));
+}"""
 
 
 class CaptionsPart:
@@ -54,9 +61,11 @@ class CaptionsPart:
                 with gr.Row(elem_classes="lora_trainer_tools"):
                     self.undo = gr.Button("Undo", size="sm", min_width=90, elem_id="lora_trainer_captions_undo")
                     self.redo = gr.Button("Redo", size="sm", min_width=90, elem_id="lora_trainer_captions_redo")
-                    self.export = gr.Button(
-                        "Save as metadata.csv", size="sm", min_width=160, elem_id="lora_trainer_captions_export"
-                    )
+                with gr.Row(elem_classes="lora_trainer_tools"):
+                    self.exports = {
+                        kind: gr.Button(title, size="sm", min_width=110, elem_id=f"lora_trainer_captions_export_{kind}")
+                        for kind, title in EXPORTS.items()
+                    }
                 with gr.Accordion("Change many captions", open=False):
                     self._build_bulk()
                 with gr.Accordion("Frequent tags and words", open=False):
@@ -173,7 +182,7 @@ class CaptionsPart:
         self.reverted = unsaved(gr.Textbox("", elem_id="lora_trainer_captions_reverted", **hidden))
         self.wanted = unsaved(gr.Textbox("", elem_id="lora_trainer_captions_wanted", **hidden))
         self.large = gr.HTML("", elem_id="lora_trainer_captions_large", elem_classes="lora_trainer_hidden")
-        self.csv = unsaved(gr.Textbox("", elem_id="lora_trainer_captions_csv", **hidden))
+        self.exported = unsaved(gr.Textbox("", elem_id="lora_trainer_captions_exported", **hidden))
         self.page_number = gr.State(0)
 
     def bind(self, page: Page) -> None:
@@ -206,8 +215,9 @@ class CaptionsPart:
         page.on(self.revert.click, self._revert, {**looks, "reverted": self.reverted}, self.shown)
         page.on(self.take.click, self._take, {**looks, "run": self.runs}, self.shown)
         page.on(self.enlarge.click, self._enlarge, {**looks, "wanted": self.wanted}, {"large": self.large}, quiet=True)
-        exported = page.on(self.export.click, self._export, looks, {"csv": self.csv})
-        listen(exported.then, None, inputs=[self.csv], outputs=[], js=DOWNLOAD)
+        for kind, button in self.exports.items():
+            exported = page.on(button.click, partial(self._export, kind=kind), looks, {"exported": self.exported})
+            listen(exported.then, None, inputs=[self.exported], outputs=[], js=DOWNLOAD)
         bulk = {"find": self.find, "other": self.other, "ignore_case": self.ignore_case, "whole_words": self.whole_words}
         pending = {"pending": self.pending, "previewed": self.previewed}
         page.on(self.preview.click, self._preview, {**looks, **bulk, "edit": self.edit}, pending)
@@ -231,20 +241,28 @@ class CaptionsPart:
         if folder is None:
             return {"cards": markup.box(word("Choose a data set in the part Dataset first."), "empty"), "totals": ""}
         looked = self._look(values)
-        size = int(values["size"] or PAGE_SIZES[0])
-        _, number, _ = page_of(looked.shown, int(values["page_number"] or 0), size)
         store, pictures = self._store(folder), PictureStore(folder)
         jobs = [f"{job.title} ({job.id})" for job in runs_of(self.services.queue, folder)]
+        jobs += [cards.name_run(run) for run in store.runs()]
         return {
-            "cards": cards.draw_cards(looked, number, size, self.services.host.folders().cache),
+            **self._page(looked, values),
             "totals": cards.draw_totals(looked),
             "frequency": cards.draw_frequency(list(looked.captions.values())),
             "report": cards.draw_report(looked),
             "undo_pictures": gr.update(interactive=pictures.undoable() is not None),
             "runs": gr.update(choices=jobs, value=jobs[0] if jobs else None),
-            "page_number": number,
             **self._history(store),
         }
+
+    def _page(self, looked: Looked, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the pictures of one page."""
+        size = int(values["size"] or PAGE_SIZES[0])
+        _, number, _ = page_of(looked.shown, int(values["page_number"] or 0), size)
+        cache_dir = self.services.host.folders().cache
+        drawn = cards.draw_cards(looked, number, size, cache_dir, self._store(looked.folder))
+        following = looked.shown[(number + 1) * size : (number + 2) * size]
+        prepare([looked.folder / name for name in following], cache_dir, cards.SIDE)
+        return {"cards": drawn, "page_number": number}
 
     def _store(self, folder: Path) -> CaptionStore:
         return self._stores.setdefault(folder, CaptionStore(folder))
@@ -273,7 +291,8 @@ class CaptionsPart:
         }
 
     def _turn(self, values: dict[str, Any], step: int) -> dict[str, Any]:
-        return self.show({**values, "page_number": int(values["page_number"] or 0) + step})
+        """Turns the page; only its pictures are drawn anew."""
+        return self._page(self._look(values), {**values, "page_number": int(values["page_number"] or 0) + step})
 
     def _save(self, values: dict[str, Any]) -> dict[str, Any]:
         """Saves what was typed: `{"id": n, "folder": ..., "edits": {name: [text, seen]}}`."""
@@ -300,6 +319,10 @@ class CaptionsPart:
 
     def _take(self, values: dict[str, Any]) -> dict[str, Any]:
         store = self._open(values)
+        run = next((run for run in store.runs() if cards.name_run(run) == values["run"]), None)
+        if run is not None:
+            said = _describe(store.restore(run.id))
+            return {**self.show(values), "message": said}
         job = next(
             (job for job in runs_of(self.services.queue, store.folder) if str(values["run"] or "").endswith(f"({job.id})")), None
         )
@@ -314,8 +337,12 @@ class CaptionsPart:
             return {"large": ""}
         return {"large": cards.draw_large(store.folder, name, self.services.host.folders().cache)}
 
-    def _export(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {"csv": format_table(self._open(values).read().captions, ".csv").decode("utf-8")}
+    def _export(self, values: dict[str, Any], kind: str = "csv") -> dict[str, Any]:
+        """Returns all captions as a file: its name, and its bytes in base64."""
+        captions = self._open(values).read().captions
+        data = pack_sidecars(captions) if kind == "zip" else format_table(captions, f".{kind}")
+        name = "captions.zip" if kind == "zip" else f"metadata.{kind}"
+        return {"exported": json.dumps({"name": name, "data": base64.b64encode(data).decode("ascii")})}
 
     def _preview(self, values: dict[str, Any]) -> dict[str, Any]:
         looked = self._look(values)

@@ -14,6 +14,7 @@ from lora_trainer.dataset.library import AddResult, Upload
 from lora_trainer.dataset.overview import Overview, Picture, read_overview
 from lora_trainer.errors import DatasetError
 from lora_trainer.ui import gallery, markup
+from lora_trainer.ui.caption_run import CaptionRunForm
 from lora_trainer.ui.compat import unsaved, uploaded
 from lora_trainer.ui.markup import escape, word
 from lora_trainer.ui.services import Services
@@ -35,6 +36,7 @@ class DatasetPart:
     def __init__(self, services: Services) -> None:
         self.services = services
         self.live: dict[str, Any] = {}
+        self.run = CaptionRunForm(services)
 
     def build(self) -> None:
         with gr.Row():
@@ -74,6 +76,7 @@ class DatasetPart:
             with gr.Column(scale=2, elem_classes="lora_trainer_panel"):
                 self.totals = gr.HTML(_EMPTY_TOTALS, elem_id="lora_trainer_dataset_totals")
                 self.caption = gr.Button("Caption", variant="primary", elem_id="lora_trainer_dataset_caption")
+                self.run.build()
         with gr.Row(elem_classes="lora_trainer_tools"):
             self.kept = unsaved(
                 gr.Radio(
@@ -129,7 +132,10 @@ class DatasetPart:
         for button, step in ((self.back, -1), (self.forward, 1)):
             page.on(button.click, partial(self._turn, step=step), look, self.live)
         page.on(self.remove.click, self._remove_or_restore, look, self.live)
-        page.on(self.caption.click, self._caption, look, self.live)
+        asked = {**look, **self.run.fields, "trigger_words": train.form["trigger_words"]}
+        page.on(self.caption.click, self._caption, asked, {**self.live, **self.run.consent})
+        agreed = partial(self._caption, is_agreed=True)
+        page.on(self.run.consent["agree"].click, agreed, asked, {**self.live, **self.run.consent})
         self._train = train
 
     def refresh(self, values: dict[str, Any]) -> Mapping[str, Any]:
@@ -234,17 +240,15 @@ class DatasetPart:
             return []
         return [Picture(name, library.removed_path(source, name), 0, 0, "", 1) for name in library.removed(source)]
 
-    def _caption(self, values: dict[str, Any]) -> dict[str, Any]:
+    def _caption(self, values: dict[str, Any], is_agreed: bool = False) -> Mapping[str, Any]:
         overview = self.overview(values["source"])
         if overview is None or not overview.pictures:
             raise DatasetError("There are no pictures yet. Drop some above, or choose a data set.")
-        if not overview.num_without_caption:
-            return {"message": markup.notice(word("Every picture has a caption."))}
-        settings = {"input_dir": str(overview.folder), "mode": "missing"}
-        if captioner := self.services.host.options().captioner:
-            settings["captioner"] = captioner
-        self.services.queue.submit("caption", settings, title=f"Captions of {overview.folder.name}")
-        return {"message": markup.notice(word("Captions are being written; they appear here when they are done."))}
+        settings = self.run.settings(values, str(overview.folder))
+        if settings["mode"] == "missing" and not overview.num_without_caption:
+            said = word("Every picture has a caption. To write others, choose so in “How captions are written”.")
+            return {"message": markup.notice(said)}
+        return self.run.start(settings, f"Captions of {overview.folder.name}", is_agreed=is_agreed)
 
 
 _EMPTY_TOTALS = markup.box(word("Totals and training sizes appear here."), "empty")

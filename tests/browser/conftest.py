@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from lora_trainer.bootstrap import ROOT
 from lora_trainer.config.schema import SECTIONS, field_infos
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-
-PATIENCE_MS = 300_000  # a guard against hanging for ever, not a measure of speed
+PATIENCE_MS = 120_000  # a guard against hanging for ever, not a measure of speed
 # Without these Chromium asks services of its maker at every start.
 QUIET = ("disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
 INK = ROOT / "lora_trainer" / "demo" / "datasets" / "ink" / "train"
@@ -51,7 +50,7 @@ def chromium() -> Iterator[Any]:
     if program is None:
         assert not os.environ.get("CI"), "CI must have Chromium: apt-get install chromium"
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", *(f"--{flag}" for flag in QUIET)]
         browser = playwright.chromium.launch(executable_path=program, args=arguments)
         yield browser

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import shutil
 
 import pytest
 
 from lora_trainer.dataset.caption_store import CaptionStore
+from lora_trainer.demo.assets import CAPTIONER
 from tests.browser.conftest import INK, drop_files, show_part
+from tests.captioning.hub import Hub
 
 pytestmark = [pytest.mark.hosts, pytest.mark.slow]
 
@@ -82,12 +85,18 @@ def test_captions_are_edited_changed_and_taken_back(start_server, open_page, tmp
     assert store.read().captions == before
 
     with page.expect_download() as download:
-        page.locator("#lora_trainer_captions_export").click()
+        page.locator("#lora_trainer_captions_export_csv").click()
     download.value.save_as(tmp_path / "out.csv")
     with open(tmp_path / "out.csv", encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))
     page.wait_for_function("() => [...document.querySelectorAll('textarea[data-caption]')].pop().value.includes('boat')")
     assert rows == [["filename", "prompt"], *([name, field(page, name).input_value()] for name in names)]
+
+    entry = page.locator(f'[data-entry="{second}"]')
+    entry.locator("summary").click()
+    entry.locator("[data-version]", has_text="Put back").last.click()
+    page.wait_for_selector(f'[data-entry="{second}"] .lora_trainer_state:text-is("saved")')
+    assert store.read().captions[second] == seen
 
     page.locator(f'[data-large="{first}"]').click()
     page.wait_for_selector(".lora_trainer_overlay img[src^=data]")
@@ -99,3 +108,38 @@ def test_captions_are_edited_changed_and_taken_back(start_server, open_page, tmp
     open_section(page, "Check and retouch the pictures")
     page.locator("#lora_trainer_captions_check").click()
     page.wait_for_selector("#lora_trainer_captions_report :has-text('pictures checked, for')")
+
+
+def test_a_captioner_writes_them_after_the_question_for_its_weights(start_server, open_page, tmp_path, monkeypatch):
+    served = tmp_path / "hub" / "Salesforce" / "blip-image-captioning-base"
+    shutil.copytree(CAPTIONER, served)  # the miniature plays the large one
+    hub = Hub(tmp_path / "hub")
+    hub.break_after = [100_000]
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    server = start_server()
+    page = open_page(server.url)
+    drop_files(page, sorted(INK.glob("*.png"))[:3])
+    page.wait_for_selector(".lora_trainer_card")
+    page.locator("#lora_trainer_dataset_caption_options .label-wrap").first.click()
+    page.locator("#lora_trainer_dataset_caption_banned textarea").fill("a")
+    page.locator("#lora_trainer_dataset_caption_num_beams input").fill("1")
+    page.locator("#lora_trainer_dataset_caption").click()
+    page.wait_for_selector(".lora_trainer_question:has-text('990 MB')")
+    (folder,) = (server.data_dir / "datasets").iterdir()
+    assert not any(CaptionStore(folder).read().captions.values())
+    page.locator("#lora_trainer_dataset_agree").click()
+    page.wait_for_selector("#lora_trainer_dataset_agree", state="hidden")
+    open_captions(page)
+    page.wait_for_function("() => [...document.querySelectorAll('textarea[data-caption]')].every((field) => field.value)")
+    captions = CaptionStore(folder).read().captions
+    assert all(captions.values()) and not any(text.startswith("a ") for text in captions.values())
+    open_section(page, "History of the captions")
+    page.locator("#lora_trainer_captions_undo").click()
+    page.wait_for_function("() => [...document.querySelectorAll('textarea[data-caption]')].every((field) => !field.value)")
+    page.locator("#lora_trainer_captions_take").click()
+    page.wait_for_function("() => [...document.querySelectorAll('textarea[data-caption]')].every((field) => field.value)")
+    assert CaptionStore(folder).read().captions == captions
+    hub.close()

@@ -59,7 +59,10 @@ def test_half_precision_is_taken() -> None:
 
 
 def test_a_model_that_is_nowhere_says_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"nobody/no-such-model .* --model"), load(CaptionerSettings("nobody/no-such-model")):
+    with (
+        pytest.raises(ModelError, match=r"nobody/no-such-model is no folder .* --model"),
+        load(CaptionerSettings("nobody/no-such-model")),
+    ):
         pass
 
 
@@ -78,4 +81,4 @@ def test_numbers_out_of_range_are_named(field: str, value: int) -> None:
 def test_every_captioner_can_be_loaded_from_the_table() -> None:
     for entry in CAPTIONERS:
         assert entry.load()(CaptionerSettings(entry.options["model"])) is not None
-        assert (entry.options["size_mb"] == 0) == Path(entry.options["model"]).is_dir()
+        assert (entry.options["size_mb"] == 0) == Path(entry.options["model"]).is_dir()  # "" is the current folder

@@ -29,6 +29,9 @@ class SizeTeller:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         pass
 
+    def move(self, device: Any) -> None:
+        pass
+
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
         self.batches.append(len(pictures))
         return [f"{picture.width} wide" for picture in pictures]

@@ -10,6 +10,8 @@ import signal
 import sys
 from pathlib import Path
 
+from lora_trainer.captioning.places import StorePlace
+from lora_trainer.captioning.wording import Wording
 from lora_trainer.dataset.bulk import add_tags, preview
 from lora_trainer.dataset.caption_store import CaptionStore
 
@@ -22,6 +24,19 @@ def caption_run(store: CaptionStore) -> None:
     for name, text in store.read().captions.items():
         if not text:
             change = store.save_all({name: f"a picture called {name}"}, {name: ""}, title="captioned", change=change).change
+
+
+def append_run(store: CaptionStore) -> None:
+    """Appends to all, two by two, as the job and the command do; started again it goes on."""
+
+    def emit(kind: str, **data: object) -> None:
+        raise AssertionError(data)
+
+    place = StorePlace(store, Wording("append", trigger="shuimo"), title="captioned", run="run 1", emit=emit)
+    names = [name for name in store.read().captions if name not in place.kept]
+    for start in range(0, len(names), 2):
+        place.save({name: f"a picture called {name}" for name in names[start : start + 2]})
+    place.end()
 
 
 def bulk_change(store: CaptionStore) -> None:
@@ -41,7 +56,7 @@ def main(folder: str, kind: str, kill_at: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
-    {"run": caption_run, "bulk": bulk_change}[kind](CaptionStore(Path(folder)))
+    {"run": caption_run, "append": append_run, "bulk": bulk_change}[kind](CaptionStore(Path(folder)))
     print(touched)
 
 

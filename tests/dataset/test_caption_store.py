@@ -320,6 +320,27 @@ def test_killed_in_a_caption_run_no_caption_is_lost_and_none_is_half(tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a signal of Unix; Windows has TerminateProcess")
+def test_killed_in_a_run_that_appends_nothing_is_appended_twice(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(8)]
+    expected = {name: f"shuimo, old, a picture called {name}" for name in names}
+    for folder in (tmp_path / "whole", tmp_path / "killed"):
+        make_set(folder, *names).save_all(dict.fromkeys(names, "old"), None, title="old")
+    touches = int(run_child(tmp_path / "whole", "append").stdout)
+    assert on_disk(tmp_path / "whole") == expected
+    rng = random.Random(touches)
+    for _ in range(NUM_KILLS):
+        assert run_child(folder, "append", kill_at=rng.randint(4, touches // 4)).returncode == -signal.SIGKILL
+        assert all(text in ("old", expected[name]) for name, text in on_disk(folder).items())
+    assert run_child(folder, "append").returncode == 0
+    assert on_disk(folder) == expected
+    store = CaptionStore(folder)
+    assert [run.run for run in store.runs()] == ["run 1"] and store.unfinished_run("run 1") is None
+    store.undo()
+    assert set(on_disk(folder).values()) == {"old"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a signal of Unix; Windows has TerminateProcess")
 def test_killed_in_a_bulk_change_it_is_done_wholly_or_not_at_all(tmp_path: Path) -> None:
     names = [f"{number}.png" for number in range(12)]
     before = {name: f'old, "{name}"' for name in names}

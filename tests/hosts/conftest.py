@@ -25,11 +25,24 @@ class MadeUpWebUI:
     """Handles to its modules, and what a user of it does."""
 
     def __init__(self, folder: Path) -> None:
-        names = ("paths", "shared", "call_queue", "sd_models", "sd_vae", "processing", "script_callbacks", "launch_utils")
-        for name in names:
+        names = (
+            "paths",
+            "shared",
+            "devices",
+            "interrogate",
+            "call_queue",
+            "sd_models",
+            "sd_vae",
+            "processing",
+            "script_callbacks",
+            "launch_utils",
+        )
+        for name in (*names, "script_callbacks", "launch_utils"):
             setattr(self, name, importlib.import_module(f"modules.{name}"))
         self.folder = folder
         self.paths.data_path = str(folder)
+        self.paths.models_path = str(folder / "models")
+        self.shared.interrogator = self.interrogate.InterrogateModels()
         self.shared.cmd_opts.lora_dir = str(folder / "models" / "Lora")
         self.model = self.sd_models.Model()
         self.sd_models.model_data.set_sd_model(self.model)
@@ -42,6 +55,12 @@ class MadeUpWebUI:
         """From here on there is a graphics card, which has no room for both models."""
         self.shared.device = torch.device("meta")
         self.model.to_empty(device="meta")
+
+    def add_blip(self) -> None:
+        """Puts the weights of its own captioner onto the disk."""
+        folder = self.folder / "models" / "BLIP"
+        folder.mkdir(parents=True)
+        (folder / "model_base_caption_capfilt_large.pth").write_bytes(b"")
 
     def add_checkpoints(self, *names: str) -> None:
         for name in names:

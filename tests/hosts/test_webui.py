@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from lora_trainer.errors import HostError
@@ -362,6 +363,36 @@ class TestGenerate:
         host.generate("a cat", sampler="Heun")
         assert webui.processing.requests[-1].sampler_name == "Heun"
 
+    def test_another_base_is_asked_for_by_its_name_and_the_parameters_come_along(self, webui, host):
+        assert host.has_pipeline
+        picture = host.generate("a cat", base="b.safetensors [0123456789]")
+        assert webui.processing.requests[-1].override_settings == {"sd_model_checkpoint": "b.safetensors [0123456789]"}
+        assert picture.info["parameters"].startswith("a cat\nSteps: 20")
+        host.generate("a cat")
+        assert webui.processing.requests[-1].override_settings == {}
+
+    def test_who_waits_is_served_before_the_next_picture(self, webui, host):
+        with webui.call_queue.queue_lock:
+            ours = threading.Thread(target=lambda: webui.log.append(host.generate("a cat", width=8, height=8).size))
+            ours.start()
+            webui.wait_until_queued()
+            theirs = webui.generate()
+            webui.wait_until_queued(2)
+        ours.join()
+        theirs.join()
+        assert webui.log == ["generated", (8, 8)]
+
+    def test_an_interruption_by_the_user_is_told(self, webui, host, monkeypatch):
+        process = webui.processing.process_images
+
+        def interrupted(request):
+            webui.shared.state.interrupted = True
+            return process(request)
+
+        monkeypatch.setattr(webui.processing, "process_images", interrupted)
+        with pytest.raises(HostError, match=r"was interrupted in AUTOMATIC1111 v0\.0\.1"):
+            host.generate("a cat")
+
     def test_a_failure_is_told_and_the_lock_is_free(self, webui, host):
         with pytest.raises(HostError, match=r"AUTOMATIC1111 v0\.0\.1 could not draw the picture: ValueError: too many steps"):
             host.generate("a cat", steps=200)
@@ -455,3 +486,78 @@ class TestForge:
         for loader in loaders:
             loader.refresh({(str(path), 0.7): 2.0})
         assert [loader.merged for loader in loaders] == [[2.0], [2.0]]
+
+
+class TestCaptioner:
+    def test_without_weights_on_the_disk_there_is_none(self, webui, host):
+        assert not host.has_captioner()
+        with pytest.raises(HostError, match=r"BLIP holds no \.pth file"), host.captioner():
+            pass
+
+    def test_it_is_loaded_without_clip_and_used_under_the_lock(self, webui, host):
+        webui.add_blip()
+        assert host.has_captioner()
+        with host.captioner() as captioner:
+            assert not webui.is_locked()
+            assert captioner.describe(Image.new("RGB", (7, 3))) == "7 wide"
+            webui.generate().join()
+        assert not webui.is_locked() and webui.shared.interrogator.num_loaded == 1
+
+    def test_inside_a_borrowed_device_the_lock_is_ours_already(self, webui, host):
+        webui.add_blip()
+        with host.borrow_device("Captions") as lease, lease.building(), host.captioner() as captioner:
+            assert captioner.describe(Image.new("RGB", (7, 3))) == "7 wide"
+        assert not webui.is_locked()
+
+    def test_on_a_card_it_is_half_precision_and_leaves_afterwards(self, webui, host):
+        webui.add_blip()
+        webui.devices.device_interrogate = torch.device("meta")
+        interrogator = webui.shared.interrogator = webui.interrogate.InterrogateModels()
+        with host.captioner() as captioner:
+            weight = interrogator.blip_model.layer.weight
+            assert weight.is_meta and weight.dtype == interrogator.dtype == torch.float16
+            captioner.describe(Image.new("RGB", (7, 3)))
+            webui.devices.cpu = torch.device("meta")  # numbers do not come back from there
+        webui.shared.cmd_opts.no_half = True
+        interrogator.blip_model = None
+        with host.captioner():
+            assert interrogator.dtype == torch.float32
+
+    def test_what_goes_wrong_is_told_and_the_lock_is_free(self, webui, host):
+        webui.add_blip()
+        webui.shared.interrogator.error = OSError("bert-base-uncased cannot be loaded")
+        with pytest.raises(HostError, match=r"own captioner: OSError: bert-base.* Choose blip"), host.captioner():
+            pass
+        assert not webui.is_locked()
+
+    @pytest.mark.parametrize("kind", ["forge", "reforge"])
+    def test_forge_moves_it_by_its_own_manager_in_its_own_thread(self, enter, kind):
+        webui = enter(kind)
+        webui.add_blip()
+        interrogator = webui.shared.interrogator
+        interrogator.load_device = interrogator.offload_device = torch.device("cpu")
+        interrogator.dtype = torch.float16
+        host = find_host()
+        with host.captioner() as captioner:
+            assert captioner.describe(Image.new("RGB", (7, 3))) == "7 wide"
+            assert [patcher.model for patcher in webui.memory.loaded] == [interrogator.blip_model]
+        assert set(webui.main_thread.threads) == {"forge-main_0"}
+
+    @pytest.mark.parametrize("has_blip", [True, False])
+    def test_it_is_the_default_where_it_is_on_the_disk(self, webui, host, has_blip, tmp_path):
+        from lora_trainer.jobs.kinds.caption import read
+
+        if has_blip:
+            webui.add_blip()
+        assert read({"input_dir": str(tmp_path)}, host).captioner == ("webui" if has_blip else "blip")
+        webui.shared.opts.data["lora_trainer_captioner"] = "blip-large"
+        assert read({"input_dir": str(tmp_path)}, host).captioner == "blip-large"
+
+    def test_a_run_with_it_and_a_prompt(self, webui, host):
+        from lora_trainer.captioning.captioner import CaptionerSettings
+        from lora_trainer.captioning.webui import load
+
+        webui.add_blip()
+        with load(CaptionerSettings("", prompt="a painting of", host=host)) as captioner:
+            assert captioner.caption([Image.new("RGB", (7, 3))]) == ["a painting of 7 wide"]
+            captioner.move(torch.device("cpu"))

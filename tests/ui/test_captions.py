@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import gradio as gr
@@ -42,6 +45,11 @@ def fields(drawn: str) -> dict[str, str]:
 
 def told(answer: str) -> dict[str, dict[str, object]]:
     return json.loads(html.unescape(re.search(r'data-told="([^"]*)"', answer)[1]))
+
+
+def exported(part, kind: str) -> tuple[str, bytes]:
+    file = json.loads(part._export(values_of(), kind)["exported"])
+    return file["name"], base64.b64decode(file["data"])
 
 
 def save(part, folder: Path, name: str, text: str, seen: str) -> dict[str, object]:
@@ -143,9 +151,24 @@ def test_the_table_that_is_saved_is_what_is_seen(part, make_set, tmp_path):
 
     folder = make_set(num_pictures=3)
     save(part, folder, "000.png", EVIL, "a boat 0")
-    (tmp_path / "metadata.csv").write_text(part._export(values_of())["csv"], encoding="utf-8")
-    rows = {row.name: row.caption for row in read_table(tmp_path / "metadata.csv").rows}
-    assert rows == fields(part.show(values_of())["cards"])
+    for kind in ("csv", "jsonl"):
+        name, data = exported(part, kind)
+        (tmp_path / name).write_bytes(data)
+        rows = {row.name: row.caption for row in read_table(tmp_path / f"metadata.{kind}").rows}
+        assert rows == fields(part.show(values_of())["cards"])
+    _, data = exported(part, "zip")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        texts = {name: archive.read(name).decode().removesuffix("\n") for name in archive.namelist()}
+    assert texts == {"000.txt": EVIL, "001.txt": "a boat 1", "002.txt": "a boat 2"}
+
+
+def test_earlier_versions_stand_below_a_caption(part, make_set):
+    folder = make_set(num_pictures=2)
+    assert "data-version" not in part.show(values_of())["cards"]
+    for text, seen in ((EVIL, "a boat 0"), ("third", EVIL), (EVIL, "third"), ("last", EVIL)):
+        save(part, folder, "000.png", text, seen)
+    found = re.findall(r'data-version="([^"]*)"', part.show(values_of())["cards"])
+    assert [html.unescape(text) for text in found] == [EVIL, "third", "a boat 0"]
 
 
 def test_removing_needs_a_filter_and_a_set_of_ours(part, services, make_set):
@@ -162,3 +185,16 @@ def test_no_set_is_no_error_until_something_is_asked_for(part):
     assert "Choose a data set" in part.show(values_of(source=None))["cards"]
     with pytest.raises(DatasetError, match="no data set"):
         part._export(values_of(source=None))
+
+
+def test_the_captions_of_a_past_caption_run_come_back(part, make_set):
+    folder = make_set(num_pictures=2)
+    store = CaptionStore(folder)
+    store.save_all({"000.png": "by blip"}, None, title="captions by BLIP", run="job-1")
+    store.end_run("job-1")
+    store.save("000.png", "mine", seen="by blip")
+    (name,) = part.show(values_of())["runs"]["choices"]
+    name = name[0] if isinstance(name, tuple | list) else name
+    assert name.startswith("captions by BLIP, ")
+    assert "1 caption" in part._take(values_of(run=name))["message"]
+    assert store.read().captions["000.png"] == "by blip"

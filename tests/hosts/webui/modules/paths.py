@@ -1,3 +1,4 @@
 """Folders; the tests set them."""
 
 data_path = ""
+models_path = ""
