@@ -182,12 +182,10 @@ def describe_memory(config: TrainConfig, plan: TrainPlan) -> str:
     judged = f"fits in {', '.join(map(str, fits))} GB" if fits else "fits in none of the usual cards"
     judged += f"; not in {', '.join(map(str, fits_not))}" if fits and fits_not else ""
     lines = [f"Memory    about {describe_gigabytes(found.needed)} of a graphics card: {judged}", f"          {parts}"]
-    for card in fits_not:
-        changes, then = forecast.smaller(config, plan.detection, size, card * GIB)
-        if then.fits(card * GIB):
-            lines.append(f"          for {card} GB: {describe_change(changes)} ({describe_gigabytes(then.needed)})")
-        else:
-            lines.append(f"          for {card} GB: no settings are known")
+    for suggested in forecast.suggest(config, plan.detection, size):
+        cards = ", ".join(map(str, suggested.cards))
+        then = describe_gigabytes(suggested.then.needed)
+        lines.append(f"          for {cards} GB: {describe_change(suggested.changes)} ({then})")
     if found.needed_for_samples > found.needed:
         lines.append(f"          samples are drawn only where {describe_gigabytes(found.needed_for_samples)} are there")
     return "\n".join(lines)

@@ -81,6 +81,15 @@ class Forecast:
         return self.needed <= num_bytes
 
 
+@dataclass(frozen=True)
+class Suggestion:
+    """Changes of settings by which a run fits on the cards of these sizes in GB, and its forecast with them."""
+
+    cards: tuple[int, ...]
+    changes: dict[str, Any]
+    then: Forecast
+
+
 def forecast(config: TrainConfig, detection: Detection, size: tuple[int, int]) -> Forecast:
     """Returns the forecast of a run.
 
@@ -141,6 +150,23 @@ def smaller(config: TrainConfig, detection: Detection, size: tuple[int, int], nu
         if found.fits(num_bytes):
             break
     return collected, best
+
+
+def suggest(config: TrainConfig, detection: Detection, size: tuple[int, int]) -> list[Suggestion]:
+    """Returns what to change for each of the common cards that a run does not fit on, the largest first.
+
+    Cards that nothing here makes it fit on are left out.
+    """
+    suggestions: list[Suggestion] = []
+    for card in reversed(fitting_cards(forecast(config, detection, size))[1]):
+        changes, then = smaller(config, detection, size, card * GIB)
+        if not then.fits(card * GIB):
+            break
+        if suggestions and suggestions[-1].changes == changes:
+            suggestions[-1] = Suggestion((card, *suggestions[-1].cards), changes, then)
+        else:
+            suggestions.append(Suggestion((card,), changes, then))
+    return suggestions
 
 
 def describe_change(changes: dict[str, Any]) -> str:
@@ -235,7 +261,7 @@ def _lora_bytes(config: TrainConfig, found: Footprint) -> int:
     """Returns the bytes of the weights, which are fp32, and of the optimizer's state."""
     options = OPTIMIZERS.get(config.optimizer).options
     state = found.lora_numbers * options["state_bytes"] + found.lora_sides * options.get("state_bytes_per_side", 0)
-    return 4 * found.lora_numbers + state
+    return 4 * found.lora_numbers + int(state)
 
 
 def _with_surroundings(num_bytes: int) -> int:

@@ -120,6 +120,12 @@ def test_several_changes_where_one_is_not():
     assert not then.fits(4 * GIB) and "resolution" in changes
 
 
+def test_cards_that_the_same_change_helps_are_named_together():
+    (suggested,) = forecast.suggest(settings(batch_size="4", target_modules="attention_ff"), *SD1)
+    assert suggested.cards == (4, 6) and suggested.changes == {"gradient_checkpointing": True}
+    assert [each.cards for each in forecast.suggest(settings(), *SDXL)] == [(8,), (6,)]
+
+
 def test_the_machines_own_card_is_compared():
     assert forecast.warn_of_card(settings(), *SDXL, None) is None
     assert forecast.warn_of_card(settings(device="cpu"), *SDXL, GIB) is None
@@ -148,8 +154,8 @@ def test_a_large_run_names_what_to_change_for_each_card():
     plan = SimpleNamespace(buckets=[Bucket(1024, 1024)], detection=SDXL[0])
     text = cli.describe_memory(replace(settings(), batch_size=2), plan)
     assert "fits in 24 GB; not in 4, 6, 8, 12, 16" in text
-    assert "for 16 GB: gradient_checkpointing: true" in text
-    assert "for 4 GB: no settings are known" in text
+    assert "16 GB: gradient_checkpointing: true (" in text
+    assert "for 4 GB" not in text
 
 
 def test_asking_for_the_card_imports_no_torch():

@@ -101,13 +101,11 @@ def list_blocks(sizes: UNetSizes) -> list[Block]:
     blocks.append(Block("mid_block", last, width, (width, width), 1, sizes.mid_depth, sizes.heads[-1]))
     for number, level in enumerate(reversed(range(last + 1))):
         width, depth = channels[level], sizes.depths[level]
-        inputs = []
-        for _ in range(sizes.layers + 1):
-            inputs.append(before + skips.pop())
-            before = width
+        inputs = (before + skips.pop(), *(width + skips.pop() for _ in range(sizes.layers)))
+        before = width
         attentions = len(inputs) if depth else 0
         resampler = "upsamplers.0.conv" if level else ""
-        blocks.append(Block(f"up_blocks.{number}", level, width, tuple(inputs), attentions, depth, sizes.heads[level], resampler))
+        blocks.append(Block(f"up_blocks.{number}", level, width, inputs, attentions, depth, sizes.heads[level], resampler))
     return blocks
 
 

@@ -40,7 +40,7 @@ FAMILIES = Registry(
         Entry(
             name="sdxl",
             label="Stable Diffusion XL",
-            help="Stable Diffusion XL base and the models made from it: 1024 pixels, 12 GB and more of GPU memory.",
+            help="Stable Diffusion XL base and the models made from it: 1024 pixels, 12 GB of GPU memory, 8 with checkpointing.",
             target="lora_trainer.models.sdxl:load",
             options=_STABLE_DIFFUSION,
         ),

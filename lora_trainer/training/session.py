@@ -79,8 +79,8 @@ class Session:
         exporter = Exporter(self.config, self.folder, self.emit)
         for problem in self.plan.problems:
             self.emit("notice" if problem.severity == "notice" else "warning", message=str(problem))
-        if problem := forecast_problem(self.config, self.plan, self.device):
-            self.emit("warning", message=str(problem))
+        if memory_problem := forecast_problem(self.config, self.plan, self.device):
+            self.emit("warning", message=str(memory_problem))
         with self.lease.building():
             model = self._load_model()
         self._compare_pictures(saved)

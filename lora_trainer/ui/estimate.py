@@ -156,17 +156,15 @@ def describe_memory(config: TrainConfig, overview: Overview, detection: Detectio
     except ConfigError:  # the targets; a start says it
         return ""
     if config.device == "cpu":
-        return f"<p>{word('about')} <b>{forecast.describe_gigabytes(found.peak)}</b> {word('of main memory')}</p>"
+        return f"<p>{word('About')} <b>{forecast.describe_gigabytes(found.peak)}</b> {word('of main memory')}</p>"
     fits, fits_not = forecast.fitting_cards(found)
-    line = f"{word('about')} <b>{forecast.describe_gigabytes(found.needed)}</b> {word('of graphics memory')}: "
+    line = f"{word('About')} <b>{forecast.describe_gigabytes(found.needed)}</b> {word('of graphics memory')}: "
     line += f"{word('fits in')} {', '.join(map(str, fits))} GB" if fits else word("more than common cards have")
     line += f"; {word('not in')} {', '.join(map(str, fits_not))}" if fits and fits_not else ""
     notes = []
-    for card in reversed(fits_not):
-        changes, then = forecast.smaller(config, detection, size, card * forecast.GIB)
-        if not then.fits(card * forecast.GIB):
-            break
-        notes.append(f"{word('For')} {card} GB: {_describe_changes(changes)} ({forecast.describe_gigabytes(then.needed)}).")
+    for suggested in forecast.suggest(config, detection, size):
+        cards, then = ", ".join(map(str, suggested.cards)), forecast.describe_gigabytes(suggested.then.needed)
+        notes.append(f"{word('For')} {cards} GB: {_describe_changes(suggested.changes)} ({then}).")
     if found.needed_for_samples > found.needed:
         notes.append(f"{word('To draw samples:')} {forecast.describe_gigabytes(found.needed_for_samples)}.")
     return f"<p>{line}</p>" + "".join(f"<small>{note}</small>" for note in notes)

@@ -118,9 +118,9 @@ def test_measured_from_a_file(family: str, tmp_path) -> None:
     assert measure(detection, replace(USE, trains_unet=False, trains_text=True)).lora_numbers < once.lora_numbers
 
 
-@pytest.mark.hosts
 @pytest.mark.parametrize("family", ("sd1", "sdxl"))
 def test_text_encoders_hold_about_what_is_counted(family: str) -> None:
+    """AUTOMATIC1111's transformers also keeps the weights of every pair of tokens: 23 MB a caption in SDXL's encoders."""
     from tests.models.text_memory import count_text_encoder
 
     sizes = TextSizes(64, 4, 4, 256, 49408, 77, "quick_gelu" if family == "sd1" else "gelu")

@@ -70,6 +70,20 @@ def test_the_line_says_what_it_comes_to(page, make_set, make_base):
     assert "108 pictures" in text_of(held_back["summary"]) and "12 held back" in text_of(held_back["summary"])
 
 
+def test_memory_is_forecast_and_compared_with_this_machines_card(page, make_set, make_base, monkeypatch):
+    make_set("ink")
+    make_base()
+    train = page.parts["train"]
+    values = values_of(train_data_dir="ink", base_model="base.safetensors", resolution="512", batch_size=1.0)
+    shown = train.look(values)
+    assert "About 0.8 GB of graphics memory: fits in 4, 6, 8, 12, 16, 24 GB" in text_of(shown["summary"])
+    assert "of main memory" in text_of(train.look({**values, "device": "cpu"})["summary"])
+    monkeypatch.setattr(estimate, "card_bytes", lambda: 2**29)
+    assert "the graphics card here has 0.5 GB" in text_of(train.look(values)["problems"])
+    many = train.look({**values, "batch_size": 1000.0, "sample_prompts": "a boat"})
+    assert "For" in text_of(many["summary"]) and "Gradient checkpointing on" in text_of(many["summary"])
+
+
 def test_pictures_are_offered_for_validation_from_twenty_on(page, make_set, make_base):
     make_base()
     for number, offered in ((19, False), (20, True)):
