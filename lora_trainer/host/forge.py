@@ -78,7 +78,7 @@ class Forge(WebUI):
 def _lora_loaders(model: Any) -> list[Any]:
     """Returns what merges LoRAs into the denoiser and the text encoders; none where no model is loaded, and in reForge."""
     loaded = getattr(model, "forge_objects", None)
-    patchers = (getattr(loaded, "unet", None), getattr(getattr(loaded, "clip", None), "patcher", None))
+    patchers: tuple[Any, ...] = (getattr(loaded, "unet", None), getattr(getattr(loaded, "clip", None), "patcher", None))
     return [patcher.lora_loader for patcher in patchers if hasattr(patcher, "lora_loader")]
 
 
