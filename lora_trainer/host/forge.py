@@ -1,7 +1,7 @@
 """Forge, Forge Neo and reForge: they move models by a memory manager of their own, and load them when they draw.
 
 So nothing has to be brought back, and whether a generation fits beside a training they see for themselves. What needs their
-model runs in their main thread. Written from their sources.
+model runs in their main thread. Forge was seen running; the others are written from their sources.
 """
 
 from __future__ import annotations
@@ -78,9 +78,8 @@ class Forge(WebUI):
 def _lora_loaders(model: Any) -> list[Any]:
     """Returns what merges LoRAs into the denoiser and the text encoders; none where no model is loaded, and in reForge."""
     loaded = getattr(model, "forge_objects", None)
-    patchers = (getattr(loaded, "unet", None), getattr(getattr(loaded, "clip", None), "patcher", None))
-    loaders = [getattr(patcher, "lora_loader", None) for patcher in patchers]
-    return [loader for loader in loaders if loader is not None]
+    patchers: tuple[Any, ...] = (getattr(loaded, "unet", None), getattr(getattr(loaded, "clip", None), "patcher", None))
+    return [patcher.lora_loader for patcher in patchers if hasattr(patcher, "lora_loader")]
 
 
 class ForgeNeo(Forge):

@@ -476,7 +476,7 @@ class TestForge:
     def test_forge_merges_a_file_anew_that_was_replaced_under_its_name(self, enter, tmp_path):
         webui, path = enter("forge"), Path(tmp_path, "ink.safetensors")
         importlib.import_module("networks").load_lora_state_dict = dict
-        loaded = webui.model.forge_objects = importlib.import_module("backend.patcher").ForgeObjects()
+        loaded = webui.model.forge_objects = importlib.import_module("backend.patcher.lora").ForgeObjects()
         loaders = [loaded.unet.lora_loader, loaded.clip.patcher.lora_loader]
         for loader in loaders:
             loader.refresh({(str(path), 0.7): 1.0})
