@@ -3,8 +3,8 @@
     python -m benchmarks.captions_page [--pictures 1000] [--side 1024] [--no-report]
 
 Needs playwright and Chromium. A page counts as there when all its fields are there and all pictures in view are decoded. "First"
-pages have their small pictures made, that of a page turn while the page before is looked at for three seconds; later they are kept. The script of the page looks twice a second whether it is in view,
-which is in the figures.
+pages have their small pictures made, those of a page turn while the page before is looked at for three seconds; later they are
+kept. The script of the page looks twice a second whether it is in view, which is in the figures.
 """
 
 from __future__ import annotations
