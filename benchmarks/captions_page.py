@@ -33,6 +33,7 @@ from lora_trainer.ui.captions import PAGE_SIZES
 OPEN_SECONDS, TURN_SECONDS, BULK_SECONDS = 2.0, 0.5, 2.0
 NUM_TURNS = 6
 LOOK_SECONDS = 3.0
+POLL_MS = 25  # to look at every frame would have the browser draw frames all the time
 PATIENCE_MS = 300_000
 SEEN = """(last) => {
     const cards = document.querySelector("#lora_trainer_captions_cards");
@@ -78,7 +79,7 @@ class Browser:
         """Returns the seconds from an action to the captions and pictures that follow, of which the first is not `last`."""
         watch = Stopwatch()
         act()
-        self.page.wait_for_function(SEEN, arg=last, polling="raf")
+        self.page.wait_for_function(SEEN, arg=last, polling=POLL_MS)
         return watch.read()
 
     def open(self) -> Seconds:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import LoraTrainerError
-from lora_trainer.host.standalone import DEFAULT_DATA_DIR, Standalone
+from lora_trainer.host.base import DEFAULT_DATA_DIR
+from lora_trainer.host.standalone import Standalone
 
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 DEFAULT_PORT = 7870

@@ -105,7 +105,8 @@ def read_options(values: Mapping[str, Any], *, default_captioner: str = "") -> C
             problems.append(Problem(name, f"is not a setting{did_you_mean(name, tuple(sorted(known)))}"))
             continue
         try:
-            read[name] = _READERS.get(name, _read_text)(name, value)
+            reader: Callable[[str, Any], Any] = _READERS.get(name, _read_text)
+            read[name] = reader(name, value)
         except (ValueError, DatasetError) as error:
             problems.append(Problem(name, str(error)))
     read = {name: value for name, value in read.items() if value is not None}

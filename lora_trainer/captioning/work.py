@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ class CaptionWork:
             with lease.building():
                 captioner = stack.enter_context(self._captioner(folders))
 
-            def save(written: dict[str, str]) -> None:
+            def save(written: Mapping[str, str]) -> None:
                 place.save(written)
                 lease.give_way(lambda: captioner.move(CPU), lambda: captioner.move(self.device), is_paused=is_paused)
 
