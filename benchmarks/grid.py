@@ -26,9 +26,10 @@ from benchmarks.workload import FULL, RANK, TINY, Size, count_parameters, load_b
 from lora_trainer.adapters.export import save_lora, webui_tensors
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.adapters.tags import LoraUse
-from lora_trainer.inference.generate import GenerateSettings
-from lora_trainer.inference.grid import draw_cells, make_rows
-from lora_trainer.inference.samplers import SAMPLERS
+from lora_trainer.inference.grid import draw_cells
+from lora_trainer.inference.rows import make_rows
+from lora_trainer.inference.settings import GenerateSettings
+from lora_trainer.inference.table import SAMPLERS
 from lora_trainer.models.diffusion import DiffusionModel
 
 WEIGHTS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)

@@ -30,8 +30,9 @@ from lora_trainer.demo.command import FOR_A_SMALL_BASE
 from lora_trainer.demo.recipe.contents import THINGS, ContentJudge, things_in, train_content_judge
 from lora_trainer.demo.recipe.scenes import Scene, caption, draw_landscape
 from lora_trainer.events import TrainEvent
-from lora_trainer.inference.generate import GenerateSettings
-from lora_trainer.inference.grid import Grid, draw_cells, make_rows
+from lora_trainer.inference.grid import Grid, draw_cells
+from lora_trainer.inference.rows import make_rows
+from lora_trainer.inference.settings import GenerateSettings
 from lora_trainer.models.detect import detect
 from lora_trainer.models.diffusion import DiffusionModel
 from lora_trainer.models.family import ModelSettings

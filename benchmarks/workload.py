@@ -7,7 +7,7 @@ fused AdamW. It knows nothing of captions, crops, resume, guards or files; the t
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Size:
         unet, vae, text: of the base model.
         picture_side: in pixels, of pictures and of training.
         batch_size: pictures per step.
+        second_text: SDXL's second text encoder.
     """
 
     unet: UNetSizes
@@ -48,6 +49,7 @@ class Size:
     text: TextSizes
     picture_side: int
     batch_size: int = 2
+    second_text: TextSizes | None = None
 
 
 def _unet(channels: tuple[int, ...], context_width: int) -> UNetSizes:
@@ -67,6 +69,25 @@ FULL = Size(_unet((128, 256, 512, 512), 768), SMALL_VAE, _text(768), picture_sid
 TINY = Size(_unet((32, 64), 64), SMALL_VAE, _text(64), picture_side=64)
 
 
+SD1_UNET = _unet((320, 640, 1280, 1280), 768)
+SDXL_UNET = UNetSizes(
+    channels=(320, 640, 1280),
+    layers=2,
+    depths=(0, 2, 10),
+    mid_depth=10,
+    context_width=2048,
+    heads=(5, 10, 20),
+    uses_linear_projection=True,
+    condition_width=1280 + 6 * 256,
+)
+
+
+CLIP = TextSizes(768, 12, 12, 3072, vocabulary=49408, positions=77, activation="quick_gelu")
+OPEN_CLIP = TextSizes(1280, 32, 20, 5120, vocabulary=49408, positions=77, activation="gelu", pooled_width=1280)
+SD1 = Size(SD1_UNET, SD1_VAE, CLIP, picture_side=512, batch_size=1)
+SDXL = Size(SDXL_UNET, SD1_VAE, CLIP, picture_side=1024, batch_size=1, second_text=OPEN_CLIP)
+
+
 def count_parameters(size: Size) -> int:
     """Returns the number of the UNet's weights."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -79,17 +100,24 @@ def write_base(path: Path, size: Size) -> Path:
     """Writes a checkpoint of random weights in the original single-file layout, fp16. Returns where it is."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**size.unet.diffusers_config()).state_dict()
-    vae = AutoencoderKL(**size.vae.diffusers_config()).state_dict()
-    text = CLIPTextModel(CLIPTextConfig(**size.text.transformers_config())).state_dict()
+    unet = _random_weights(lambda: UNet2DConditionModel(**size.unet.diffusers_config()))
+    vae = _random_weights(lambda: AutoencoderKL(**size.vae.diffusers_config()))
+    text = _random_weights(lambda: CLIPTextModel(CLIPTextConfig(**size.text.transformers_config())))
+    is_xl = size.second_text is not None
+    first_text = "conditioner.embedders.0.transformer" if is_xl else "cond_stage_model.transformer"
     parts = {
         "model.diffusion_model": convert.unet_to_original(unet, size.unet),
         "first_stage_model": convert.vae_to_original(vae, size.vae),
-        "cond_stage_model.transformer": convert.clip_to_original(text, size.text),
+        first_text: convert.clip_to_original(text, size.text),
     }
+    if size.second_text is not None:
+        config = CLIPTextConfig(**size.second_text.transformers_config())
+        second = _random_weights(lambda: CLIPTextModelWithProjection(config))
+        second = {name if name.startswith("text_") else f"text_model.{name}": tensor for name, tensor in second.items()}
+        parts["conditioner.embedders.1.model"] = convert.open_clip_to_original(second, size.second_text)
     tensors = {
         f"{prefix}.{name}": tensor.half().contiguous()
         for prefix, part in parts.items()
@@ -98,6 +126,18 @@ def write_base(path: Path, size: Size) -> Path:
     }
     save_file(tensors, path)
     return path
+
+
+def _random_weights(make: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    """Returns fp16 weights of a module by which numbers stay of one size: norms 1, biases 0, the rest by its inputs."""
+    weights = {}
+    for name, empty in build_empty(make).named_parameters():
+        if empty.dim() == 1:
+            weights[name] = torch.full(empty.shape, 1.0 if name.endswith("weight") else 0.0, dtype=torch.float16)
+        else:
+            scale = 0.02 if "embedding." in name and "time" not in name else empty[0].numel() ** -0.5
+            weights[name] = torch.empty(empty.shape).normal_(std=scale).half()
+    return weights
 
 
 def write_pictures(folder: Path, num_pictures: int, side: int) -> Path:

@@ -19,6 +19,7 @@ from lora_trainer.config.presets import load_presets
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import COMMANDS, TrainControl
 from lora_trainer.errors import ConfigError, LoraTrainerError, Problem
+from lora_trainer.libraries import load_ahead
 from lora_trainer.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
@@ -104,10 +105,11 @@ def _read_config(options: argparse.Namespace) -> TrainConfig:
 
 
 def _train(options: argparse.Namespace) -> int:
+    config = _read_config(options)
+    load_ahead()
     from lora_trainer.progress import ProgressView
     from lora_trainer.training.run import train
 
-    config = _read_config(options)
     control = TrainControl()
     with stop_on_ctrl_c(control), ProgressView() as view:
         result = train(config, control=control, watch=view.show, fresh=options.fresh)
@@ -126,12 +128,16 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from lora_trainer.card import card_bytes
+    from lora_trainer.forecast import largest_size, warn_of_card
     from lora_trainer.plan import make_plan
 
     config = _read_config(options)
     plan = make_plan(config)
-    _print_problems(plan.problems)
+    problem = warn_of_card(config, plan.detection, largest_size(plan.buckets), card_bytes())
+    _print_problems([*plan.problems, *([problem] if problem else [])])
     print(describe_plan(config, plan))
+    print(describe_memory(config, plan))
     return DONE
 
 
@@ -157,6 +163,33 @@ def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
         f"({plan.steps_per_epoch} per epoch)",
         f"Output    {config.output_dir}, LoRA name {config.name}",
     ]
+    return "\n".join(lines)
+
+
+def describe_memory(config: TrainConfig, plan: TrainPlan) -> str:
+    """Returns the forecast of memory as lines of text: how much, what for, on which cards, what to change for smaller ones."""
+    from lora_trainer import forecast
+    from lora_trainer.forecast import GIB, describe_change, describe_gigabytes
+
+    size = forecast.largest_size(plan.buckets)
+    found = forecast.forecast(config, plan.detection, size)
+    parts = f"base {found.base / GIB:.1f}, LoRA {found.lora / GIB:.1f}, activations {found.activations / GIB:.1f}"
+    if found.encoding > found.training:
+        parts = f"most of it while pictures are encoded, training takes {found.training / GIB:.1f}: {parts}"
+    if config.device == "cpu":
+        return f"Memory    about {describe_gigabytes(found.peak)} of RAM ({parts})"
+    fits, fits_not = forecast.fitting_cards(found)
+    judged = f"fits in {', '.join(map(str, fits))} GB" if fits else "fits in none of the usual cards"
+    judged += f"; not in {', '.join(map(str, fits_not))}" if fits and fits_not else ""
+    lines = [f"Memory    about {describe_gigabytes(found.needed)} of a graphics card: {judged}", f"          {parts}"]
+    for card in fits_not:
+        changes, then = forecast.smaller(config, plan.detection, size, card * GIB)
+        if then.fits(card * GIB):
+            lines.append(f"          for {card} GB: {describe_change(changes)} ({describe_gigabytes(then.needed)})")
+        else:
+            lines.append(f"          for {card} GB: no settings are known")
+    if found.needed_for_samples > found.needed:
+        lines.append(f"          samples are drawn only where {describe_gigabytes(found.needed_for_samples)} are there")
     return "\n".join(lines)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,10 +10,9 @@ import torch
 from torch import Tensor
 
 from lora_trainer.adapters.adapter import Adapter, ModuleName
-from lora_trainer.adapters.container import legacy_hash, read_header, with_metadata
 from lora_trainer.adapters.keys import ATTENTION_PROJECTIONS, is_open_clip
+from lora_trainer.adapters.writing import write_lora
 from lora_trainer.errors import AdapterError
-from lora_trainer.files import write_whole
 from lora_trainer.models.family import TrainableModel
 
 
@@ -57,41 +54,7 @@ def save_lora(
         AdapterError: a tensor is not finite, or does not fit the dtype; no file was written.
         ValueError: `path` has another ending, so its stem would not be the whole name.
     """
-    return _save(path, safetensors.torch.save(_to_storage(tensors, dtype)), metadata)
-
-
-def copy_lora(source: Path, target: Path, metadata: Mapping[str, str]) -> Path:
-    """Writes a LoRA file's tensors, byte for byte, with other metadata; whole or not at all.
-
-    Args:
-        source: a safetensors file.
-        target: as in `save_lora`; may be the source itself.
-        metadata: all but the name and the hashes, which are set here.
-
-    Returns:
-        Where the file is, see `files.write_whole`.
-
-    Raises:
-        AdapterError: the source cannot be read.
-        ValueError: see `save_lora`.
-    """
-    read_header(source)  # says what is wrong with a file that is none
-    return _save(target, source.read_bytes(), metadata)
-
-
-def _save(path: Path, serialised: bytes, metadata: Mapping[str, str]) -> Path:
-    """Writes a safetensors file's content under its name, with metadata and the hashes."""
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path.name!r} must end in .safetensors.")
-    values = {**metadata, "ss_output_name": path.stem, "modelspec.title": path.stem}
-    training_values = {key: value for key, value in sorted(values.items()) if key.startswith("ss_")}
-    content = memoryview(serialised)
-    data_offset = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(bytes(content[8:data_offset]))
-    data = content[data_offset:]
-    values["sshs_model_hash"] = hashlib.sha256(data).hexdigest()
-    values["sshs_legacy_hash"] = legacy_hash(with_metadata(header, training_values), data)
-    return write_whole(path, lambda temporary: _write(temporary, with_metadata(header, dict(sorted(values.items()))), data))
+    return write_lora(path, safetensors.torch.save(_to_storage(tensors, dtype)), metadata)
 
 
 def _add(tensors: dict[str, Tensor], key: str, own: Mapping[str, Tensor]) -> None:
@@ -143,9 +106,3 @@ def _to_storage(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dic
                 "fp32, and train again with a lower learning_rate."
             )
     return stored
-
-
-def _write(path: Path, head: bytes, data: memoryview) -> None:
-    with open(path, "wb") as file:
-        file.write(head)
-        file.write(data)

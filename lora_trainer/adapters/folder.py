@@ -13,11 +13,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
-
 from lora_trainer.adapters.container import read_header
-from lora_trainer.adapters.export import save_lora
 from lora_trainer.adapters.inspect import webui_class
+from lora_trainer.adapters.writing import copy_lora
 from lora_trainer.errors import AdapterError
 from lora_trainer.files import write_bytes, write_text, write_whole
 
@@ -97,7 +95,7 @@ def publish(
     if metadata.get("ss_output_name") == name:
         written = [write_whole(target, lambda temporary: shutil.copyfile(source, temporary))]
     else:
-        written = [save_lora(target, safetensors.torch.load_file(source), metadata, dtype=None)]
+        written = [copy_lora(source, target, metadata)]
     written.append(_write_card(lora_dir / f"{name}.json", card, webui_class(metadata)))
     if preview is not None:
         written.append(write_bytes(lora_dir / f"{name}.png", preview))

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_trainer.adapters.container import read_header
-from lora_trainer.adapters.export import copy_lora
 from lora_trainer.adapters.folder import LORA_SUFFIXES, Card, choose_name, read_alias, walk
 from lora_trainer.adapters.names import check_output_name
 from lora_trainer.adapters.repair import complete_metadata
+from lora_trainer.adapters.writing import copy_lora
 from lora_trainer.errors import AdapterError
 from lora_trainer.files import write_text, write_whole
 from lora_trainer.registry import did_you_mean

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_trainer.adapters.container import model_hash, read_array, read_header
-from lora_trainer.adapters.export import copy_lora
 from lora_trainer.adapters.inspect import possible_bases, webui_class
 from lora_trainer.adapters.keys import FOREIGN_FORMS, foreign_form, group_by_module, kinds_of, part_of
 from lora_trainer.adapters.metadata import IMPLEMENTATION, MODELSPEC_VERSION
+from lora_trainer.adapters.writing import copy_lora
 from lora_trainer.errors import AdapterError
 from lora_trainer.models.header import Header
 

@@ -49,8 +49,9 @@ def _grid(options: argparse.Namespace) -> int:
 
     from lora_trainer.adapters.library import find_lora
     from lora_trainer.adapters.tags import LoraUse
-    from lora_trainer.inference.generate import GenerateSettings
-    from lora_trainer.inference.grid import USUAL_WEIGHTS, draw_cells, make_rows
+    from lora_trainer.inference.grid import draw_cells
+    from lora_trainer.inference.rows import USUAL_WEIGHTS, make_rows
+    from lora_trainer.inference.settings import GenerateSettings
 
     folder = options.lora_dir or (options.lora[0].parent if options.lora else None)
     size = _parse_size(options.size)

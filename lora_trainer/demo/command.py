@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         "--into",
         type=Path,
         metavar="WEBUI",
-        help="train nothing: copy the demo's base model, and the LoRA if it is trained, into this WebUI's models",
+        help="train nothing: copy the demo's base model, and the LoRA if it is trained, into this AUTOMATIC1111 WebUI's models",
     )
     options = parser.parse_args(list(arguments))
     control = TrainControl()
@@ -174,8 +174,9 @@ def make_config(folder: Path, pictures: Path) -> TrainConfig:
 def draw_with(lora: Path, control: TrainControl) -> Grid:
     """Returns the pictures of a finished LoRA at rising weights; not all of them after a stop."""
     from lora_trainer.adapters.tags import LoraUse
-    from lora_trainer.inference.generate import GenerateSettings
-    from lora_trainer.inference.grid import draw_cells, make_rows
+    from lora_trainer.inference.grid import draw_cells
+    from lora_trainer.inference.rows import make_rows
+    from lora_trainer.inference.settings import GenerateSettings
     from lora_trainer.models.family import ModelSettings
     from lora_trainer.models.table import load_model
     from lora_trainer.training.precision import DTYPES, choose_device, choose_precision

@@ -20,9 +20,15 @@ def copy_base(webui: Path) -> Path:
     The WebUI looks for the folder that the yaml names from wherever it was started, so there it stands in full.
 
     Raises:
-        ModelError: the folder is no WebUI's, or cannot be written.
+        ModelError: the folder is no WebUI's, is that of one which refuses the miniature, or cannot be written.
     """
     models = _models_folder(webui) / "Stable-diffusion"
+    if (webui / "modules_forge").is_dir():
+        raise ModelError(
+            f"{webui} is Forge or a relative of it. They know base models by their exact sizes and refuse the demo's, which is "
+            "smaller ('Failed to recognize model type!'). Give the folder of an AUTOMATIC1111 WebUI. Training on your own "
+            "base works in all of them."
+        )
     target, clip = models / BASE.name, models / CLIP_NAME
     content = yaml.safe_load(BASE.with_suffix(".yaml").read_text(encoding="utf-8"))
     content["model"]["params"]["cond_stage_config"]["params"]["version"] = str(clip)

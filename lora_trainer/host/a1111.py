@@ -45,6 +45,11 @@ class A1111(WebUI):
         interrogator.blip_model = interrogator.blip_model.to(devices.device_interrogate)
         interrogator.dtype = next(interrogator.blip_model.parameters()).dtype  # the WebUI's own load() takes it from CLIP
 
+    def lora_read_at(self, path: Path) -> float | None:
+        held = getattr(sys.modules.get("networks"), "networks_in_memory", {})
+        times = (network.mtime for network in list(held.values()) if Path(network.network_on_disk.filename) == path)
+        return next(times, None)
+
     def forget_lora(self, path: Path) -> None:
         import torch
 

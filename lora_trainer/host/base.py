@@ -148,10 +148,12 @@ class Host(Protocol):
     Attributes:
         name: its name in the table of hosts: "a1111", "forge", "reforge", "forge_neo" or "standalone".
         title: name and version, as people write it: "AUTOMATIC1111 1.10.1".
+        has_pipeline: whether it draws pictures for its own users, so that `generate` gives what they get. If not, we draw.
     """
 
     name: str
     title: str
+    has_pipeline: bool
 
     def folders(self) -> Folders:
         """Returns where things lie, by the host's own flags and settings of now."""
@@ -177,14 +179,21 @@ class Host(Protocol):
     def lora_changed(self, path: Path) -> None:
         """Tells that a LoRA file came or was replaced: old weights of that name are dropped, the list is refreshed."""
 
+    def lora_read_at(self, path: Path) -> float | None:
+        """Returns when a LoRA file had been changed as the host read it, in seconds since 1970; None if it has not read it."""
+
     def generate(self, prompt: str, **settings: Any) -> Any:
         """Returns one PIL picture by the host's own pipeline, LoRA tags in the prompt included.
 
+        What the host knows of how it was drawn stands in the picture's `info["parameters"]`. Its users' own generations that
+        wait are served first.
+
         Args:
-            settings: `negative_prompt`, `width`, `height`, `steps`, `cfg_scale`, `seed`, `sampler`.
+            settings: `negative_prompt`, `width`, `height`, `steps`, `cfg_scale`, `seed`, `sampler`, and `base`, a name of
+                `checkpoints`; what is left out is the host's usual.
 
         Raises:
-            HostError: the host has no pipeline of its own, or it failed; the message says which.
+            HostError: the host has no pipeline of its own, it failed, or its user interrupted it; the message says which.
         """
 
     def has_captioner(self) -> bool:

@@ -69,8 +69,17 @@ class Forge(WebUI):
             forget_files()
         model = sd_models.model_data.sd_model
         if hasattr(model, "current_lora_hash"):
-            model.current_lora_hash = ""  # equal to that of no prompt, so the next one merges its files anew
+            model.current_lora_hash = ""  # equal to that of no prompt, so the next one reads its files anew
+        for loader in _lora_loaders(model):
+            loader.loaded_hash = ""  # and merges them anew: it compares their names and strengths, not what is in them
         networks.list_available_networks()
+
+
+def _lora_loaders(model: Any) -> list[Any]:
+    """Returns what merges LoRAs into the denoiser and the text encoders; none where no model is loaded, and in reForge."""
+    loaded = getattr(model, "forge_objects", None)
+    patchers = (getattr(loaded, "unet", None), getattr(getattr(loaded, "clip", None), "patcher", None))
+    return [patcher.lora_loader for patcher in patchers if hasattr(patcher, "lora_loader")]
 
 
 class ForgeNeo(Forge):

@@ -29,6 +29,7 @@ class Standalone:
     """
 
     name = "standalone"
+    has_pipeline = False
     title = f"stand-alone {__version__}"
 
     def __init__(self, data_dir: Path = DEFAULT_DATA_DIR, models_dir: Path | None = None) -> None:
@@ -62,12 +63,16 @@ class Standalone:
     def lora_changed(self, path: Path) -> None:
         """Nothing: each picture reads its files anew."""
 
+    def lora_read_at(self, path: Path) -> float | None:
+        return None
+
     def generate(self, prompt: str, **settings: Any) -> Any:
         """See `base.Host.generate`. Draws with the first base model of the list."""
         if not (bases := self.checkpoints()):
             raise HostError(f"There is no base model in {self.checkpoint_dir}; put a checkpoint there to draw pictures.")
-        from lora_trainer.inference.generate import GenerateSettings, generate
+        from lora_trainer.inference.generate import generate
         from lora_trainer.inference.loras import applied
+        from lora_trainer.inference.settings import GenerateSettings
         from lora_trainer.models.family import ModelSettings
         from lora_trainer.models.table import load_model
         from lora_trainer.training.precision import DTYPES, choose_device, choose_precision

@@ -27,6 +27,7 @@ class WebUI(ABC):
 
     name: str
     label: str
+    has_pipeline = True
 
     def __init__(self) -> None:
         self.lock = QueueLock(call_queue.queue_lock)
@@ -70,12 +71,19 @@ class WebUI(ABC):
         with self.lock:
             self.forget_lora(path)
 
+    def lora_read_at(self, path: Path) -> float | None:
+        return None
+
     def generate(self, prompt: str, **settings: Any) -> Any:
         if self.lock.is_held():
             raise HostError(f"{self.title} cannot draw a picture for the very job that borrowed its device.")
         with self.lock:
+            if self.lock.is_waited_for():  # whoever draws picture after picture would else overtake everybody
+                self.lock.pass_on()
             try:
                 return self.run(lambda: self._draw(prompt, **settings))
+            except HostError:
+                raise
             except Exception as error:
                 raise HostError(f"{self.title} could not draw the picture: {type(error).__name__}: {error}") from error
 
@@ -90,6 +98,7 @@ class WebUI(ABC):
         cfg_scale: float = 7.0,
         seed: int = 0,
         sampler: str = "euler_a",
+        base: str = "",
     ) -> Any:
         sampler_name, scheduler = _host_sampler(sampler)
         request = processing.StableDiffusionProcessingTxt2Img(
@@ -105,11 +114,16 @@ class WebUI(ABC):
             scheduler=scheduler,
             do_not_save_samples=True,
             do_not_save_grid=True,
+            # Put back afterwards; the model itself is loaded anew only when somebody draws with another.
+            override_settings={"sd_model_checkpoint": base} if base else {},
         )
         shared.state.begin(job="lora_trainer")
         try:
             with closing(request):
-                return processing.process_images(request).images[0]
+                picture = processing.process_images(request).images[0]
+            if shared.state.interrupted:
+                raise HostError(f"The picture was interrupted in {self.title}. Draw it again.")
+            return picture
         finally:
             shared.state.end()
 
@@ -302,7 +316,7 @@ def _current_device() -> AbstractContextManager[object]:
 
 def _host_sampler(name: str) -> tuple[str, str]:
     """Returns the WebUI's words for a sampler of ours, or the name itself where it is the WebUI's."""
-    from lora_trainer.inference.samplers import SAMPLERS
+    from lora_trainer.inference.table import SAMPLERS
 
     if name not in SAMPLERS.names():
         return name, "Automatic"

@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lora_trainer.errors import DatasetError
-from lora_trainer.inference.grid import Grid, Stack
-from lora_trainer.inference.likeness import content, distance, kept, similarity, spread, style
+from lora_trainer.inference.grid import Grid
+from lora_trainer.inference.likeness import PLAIN, Eye, content, distance, similarity, spread
+from lora_trainer.inference.rows import Stack
 
 COPIED = 0.85
 """A picture this like a training picture shows the same thing in the same place; different motifs stay near 0."""
@@ -91,6 +92,7 @@ class Advice:
         best: what is proposed; None where no weight brings the pictures nearer to the training set.
         bends: by LoRA, the weight from which more of it hardly brings the look nearer; None where the curve does not bend.
         copied: the cells that are training pictures again.
+        nearest: for every cell with a LoRA the training picture that it is most like.
         reason: why, in sentences with figures.
     """
 
@@ -98,11 +100,15 @@ class Advice:
     best: Figures | None
     bends: dict[Stack, float | None]
     copied: tuple[Nearest, ...]
+    nearest: tuple[Nearest, ...]
     reason: str
 
 
-def read_training_pictures(paths: Iterable[Path]) -> list[TrainingPicture]:
+def read_training_pictures(paths: Iterable[Path], eye: Eye = PLAIN) -> list[TrainingPicture]:
     """Returns what is compared of the training pictures.
+
+    Args:
+        eye: that `advise` will use.
 
     Raises:
         DatasetError: there is none, or one cannot be read.
@@ -114,25 +120,26 @@ def read_training_pictures(paths: Iterable[Path]) -> list[TrainingPicture]:
                 picture = ImageOps.exif_transpose(file).convert("RGB")
         except (OSError, ValueError) as error:
             raise DatasetError(f"{path} cannot be read as a picture ({error}). Remove it, or save it anew.") from error
-        pictures.append(TrainingPicture(path, style(picture), content(picture)))
+        pictures.append(TrainingPicture(path, eye.look(picture), content(picture)))
     if not pictures:
         raise DatasetError("there is no training picture to compare with. Give the folder that the LoRA was trained on.")
     return pictures
 
 
-def advise(grid: Grid, training: Sequence[TrainingPicture]) -> Advice:
+def advise(grid: Grid, training: Sequence[TrainingPicture], eye: Eye = PLAIN) -> Advice:
     """Returns which LoRA at which weight to use, by the cells that are drawn.
 
     Args:
         grid: rows of one LoRA, or stack, are taken together; more prompts and seeds make the figures steadier.
         training: from `read_training_pictures`; one at least.
+        eye: what compares looks and says what is kept; copies are always recognised by light, colours and outlines.
     """
-    judge = _Judge(grid, training)
+    judge = _Judge(grid, training, eye)
     figures = tuple(judge.measure(uses, column) for uses, column in judge.candidates())
     copied = tuple(near for near in judge.nearest.values() if near.is_copied)
     bends = {uses: find_bend(_curve(figures, uses)) for uses in dict.fromkeys(figure.uses for figure in figures)}
     best = _choose(figures)
-    return Advice(figures, best, bends, copied, _explain(figures, best, bends, copied))
+    return Advice(figures, best, bends, copied, tuple(judge.nearest.values()), _explain(figures, best, bends, copied))
 
 
 def find_bend(curve: Mapping[float, float]) -> float | None:
@@ -152,15 +159,15 @@ def find_bend(curve: Mapping[float, float]) -> float | None:
 class _Judge:
     """Compares a grid's pictures with the base's and with the training set's, each picture once."""
 
-    def __init__(self, grid: Grid, training: Sequence[TrainingPicture]) -> None:
-        self._grid, self._training = grid, training
+    def __init__(self, grid: Grid, training: Sequence[TrainingPicture], eye: Eye) -> None:
+        self._grid, self._training, self._eye = grid, training, eye
         self._scale = spread([picture.style for picture in training])
         self._look = np.mean([picture.style for picture in training], axis=0)
         # As far as the mean of so many training pictures usually is from that of all.
         scatter = [self._apart([picture.style]) ** 2 for picture in training]
         self._scatter = float(np.mean(scatter))
         self._contents = {place: content(cell.picture) for place, cell in grid.cells.items()}
-        self._styles = {place: style(cell.picture) for place, cell in grid.cells.items()}
+        self._styles = {place: eye.look(cell.picture) for place, cell in grid.cells.items()}
         self.nearest = {place: self._find_nearest(*place) for place in grid.cells if place[1]}
 
     def candidates(self) -> list[tuple[Stack, int]]:
@@ -171,7 +178,9 @@ class _Judge:
     def measure(self, uses: Stack, column: int) -> Figures:
         rows = [row for row, other in self._grid.cells if other == column and self._grid.rows[row].uses == uses]
         pairs = [(self._grid.cells[row, 0].picture, self._grid.cells[row, column].picture) for row in rows]
-        share_kept = float(np.mean([kept(base, picture) for base, picture in pairs]))
+        prompts = [self._grid.rows[row].settings.prompt for row in rows]
+        shares = [self._eye.kept(base, picture, prompt) for (base, picture), prompt in zip(pairs, prompts, strict=True)]
+        share_kept = float(np.mean(shares))
         nearness = self._nearness(rows, column)
         nearest = max((self.nearest[row, column] for row in rows), key=lambda near: near.similarity)
         score = 2 * max(0.0, nearness) * share_kept / (max(0.0, nearness) + share_kept + 1e-9)

@@ -8,53 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import groupby
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from lora_trainer.adapters.names import split_step_name
 from lora_trainer.adapters.pairs import list_keys
-from lora_trainer.adapters.tags import LoraUse, parse_prompt
 from lora_trainer.control import TrainControl
-from lora_trainer.errors import ConfigError, Problem
-from lora_trainer.inference.generate import GenerateSettings, encode_prompts, generate
+from lora_trainer.inference.generate import encode_prompts, generate
 from lora_trainer.inference.infotext import describe, save_png
 from lora_trainer.inference.loras import PURPOSE, AppliedLora, LoraReader, applied
-from lora_trainer.inference.samplers import SAMPLERS
+from lora_trainer.inference.rows import USUAL_WEIGHTS, Row, check_rows, drawing_order, sheet_pairs
+from lora_trainer.inference.settings import GenerateSettings
 from lora_trainer.inference.sheet import draw_grid
+from lora_trainer.inference.table import SAMPLERS
 
 if TYPE_CHECKING:
     from lora_trainer.models.diffusion import DiffusionModel
     from lora_trainer.models.family import Tensors
-
-USUAL_WEIGHTS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
-MOST_WEIGHT = 10
-Stack = tuple[LoraUse, ...]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the cells of a row have in common.
-
-    Attributes:
-        label: what tells it from the other rows.
-        settings: of its pictures; the prompt is without tags.
-        uses: the LoRAs that are tried: a column's weight multiplies theirs.
-        companions: those that act at their own weights in every column but the base's.
-    """
-
-    label: str
-    settings: GenerateSettings
-    uses: Stack
-    companions: Stack = ()
-
-    def acting(self, weight: float) -> Stack:
-        """Returns the LoRAs of a column; none at weight 0, the untouched base."""
-        return (*(use.scaled(weight) for use in self.uses), *self.companions) if weight else ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +51,7 @@ class Grid:
     """What was drawn so far.
 
     Attributes:
-        rows: see `make_rows`.
+        rows: see `rows.make_rows`.
         weights: of the columns; the first is 0, the untouched base.
         base: name of the base model.
         parameters: of its first row with the LoRAs at weight 1, and the weights and rows of the whole.
@@ -130,51 +102,6 @@ class Grid:
         return save_png(path, self.draw_sheet(), self.parameters)
 
 
-def make_rows(
-    stacks: Sequence[Sequence[LoraUse]],
-    prompts: Sequence[str],
-    settings: GenerateSettings,
-    *,
-    seeds: Sequence[int] = (),
-    find: Callable[[str], Path] | None = None,
-) -> tuple[Row, ...]:
-    """Returns a row for every stack of LoRAs with every prompt and every seed.
-
-    The WebUI's tags in a prompt are read and taken out. What they name acts beside the stack, at the tag's own weights; the tag
-    of a LoRA that is tried is passed over, because the column's weight stands for its own. Without stacks, what the prompt names
-    is tried.
-
-    Args:
-        stacks: each one LoRA, or several that act together; saved steps of a run are stacks of one.
-        settings: of all pictures, but for the prompt and seed.
-        seeds: none for that of the settings.
-        find: returns the file of a name, see `library.find_lora`.
-
-    Raises:
-        ConfigError: there is no prompt or no LoRA, or a tag cannot be read.
-    """
-    if not prompts:
-        raise ConfigError([Problem("prompts", "is empty.", hint="Give at least one.")])
-    rows = []
-    for stack in [tuple(stack) for stack in stacks] or [()]:
-        for prompt in prompts:
-            text, named = parse_prompt(prompt, partial(_find_path, stack=stack, find=find))
-            companions = tuple(use for use in named if use.path not in [own.path for own in stack])
-            tried, companions = (stack, companions) if stack else (companions, ())
-            if not tried:
-                raise ConfigError(
-                    [Problem("prompts", f"{prompt!r} names no LoRA.", hint="Write <lora:name:1> into it, or give a file.")]
-                )
-            for seed in seeds or [settings.seed]:
-                label = _label(
-                    [_name_stack(tried)] if len(stacks) > 1 else [],
-                    [text.strip()] if len(prompts) > 1 or (len(stacks) < 2 and len(seeds) < 2) else [],
-                    [f"seed {seed}"] if len(seeds) > 1 else [],
-                )
-                rows.append(Row(label, replace(settings, prompt=text, seed=seed), tried, companions))
-    return tuple(rows)
-
-
 def draw_cells(
     model: DiffusionModel,
     rows: Sequence[Row],
@@ -194,17 +121,10 @@ def draw_cells(
         ConfigError: a setting cannot be used.
         AdapterError: a LoRA cannot be used with this base.
     """
-    problems = {str(problem): problem for row in rows for problem in row.settings.problems()}
-    for weight in weights:
-        if not abs(weight) <= MOST_WEIGHT:
-            hint = "0.3 to 1 is usual."
-            problems[str(weight)] = Problem("weights", f"({weight}) must be from -{MOST_WEIGHT} to {MOST_WEIGHT}.", hint=hint)
-    if problems:
-        raise ConfigError(problems.values())
+    columns = check_rows(rows, weights)
     for path in dict.fromkeys(use.path for row in rows for use in (*row.uses, *row.companions)):
         list_keys(path, PURPOSE)  # a file that cannot be used is said before the base's pictures are drawn
-    columns = (0.0, *(weight for weight in dict.fromkeys(weights) if weight))
-    extra = {"Sheet weights": ", ".join(f"{weight:g}" for weight in columns), "Sheet rows": " | ".join(row.label for row in rows)}
+    extra = sheet_pairs(rows, columns)
     grid = Grid(tuple(rows), columns, model.detection.path.stem, describe(model, rows[0].settings, rows[0].acting(1.0), extra))
     # Closed at once whatever happens, since the base carries the LoRAs meanwhile.
     with suppress(_StoppedError), closing(_Drawing(model, grid, control).cells()) as cells:
@@ -230,15 +150,13 @@ class _Drawing:
 
     def cells(self) -> Generator[tuple[Cell, Sequence[AppliedLora]], None, None]:
         """Yields the base's column, then each stack of LoRAs from weight to weight."""
-        rows = list(enumerate(self._grid.rows))
-        for row, _ in rows:
-            yield self._draw(row, 0, ()), ()
-        for _, group in groupby(rows, key=lambda item: (item[1].uses, item[1].companions)):
-            members, read = [row for row, _ in group], LoraReader()
-            for column, weight in enumerate(self._grid.weights[1:], start=1):
-                with applied(self._model, self._grid.rows[members[0]].acting(weight), read) as reports:
-                    for row in members:
-                        yield self._draw(row, column, reports), reports
+        read = LoraReader()
+        for members, column in drawing_order(self._grid.rows, len(self._grid.weights)):
+            if column == 1:
+                read = LoraReader()  # the files of the rows before are not needed any more
+            with applied(self._model, self._grid.rows[members[0]].acting(self._grid.weights[column]), read) as reports:
+                for row in members:
+                    yield self._draw(row, column, reports), reports
 
     def _draw(self, row: int, column: int, reports: Sequence[AppliedLora]) -> Cell:
         self._check_stop()
@@ -262,27 +180,3 @@ class _Drawing:
     def _check_stop(self, *progress: int) -> None:
         if self._control and self._control.is_requested("stop"):
             raise _StoppedError
-
-
-def _find_path(name: str, *, stack: Stack, find: Callable[[str], Path] | None) -> Path:
-    """Returns the file that a tag names: one that is tried, also by its run's name, or one of the folder."""
-    for use in stack:
-        if name in (use.path.stem, split_step_name(use.path.stem)[0]):
-            return use.path
-    if find is None:
-        raise ConfigError(
-            [Problem("prompts", f"<lora:{name}> is not among the files given.", hint="Give its file, or the LoRA folder.")]
-        )
-    return find(name)
-
-
-def _name_stack(stack: Stack) -> str:
-    names = []
-    for use in stack:
-        name, step = split_step_name(use.path.stem)
-        names.append(name if step is None else f"{name}, step {step}")
-    return " + ".join(names)
-
-
-def _label(*parts: Sequence[str]) -> str:
-    return " · ".join(text for part in parts for text in part if text)

@@ -19,10 +19,10 @@ from lora_trainer import __version__
 from lora_trainer.adapters.tags import LoraUse, write_prompt
 from lora_trainer.files import write_bytes
 from lora_trainer.inference.loras import lora_hash
-from lora_trainer.inference.samplers import SAMPLERS
+from lora_trainer.inference.table import SAMPLERS
 
 if TYPE_CHECKING:
-    from lora_trainer.inference.generate import GenerateSettings
+    from lora_trainer.inference.settings import GenerateSettings
     from lora_trainer.models.diffusion import DiffusionModel
 
 PNG_KEY = "parameters"
@@ -38,15 +38,8 @@ def describe(
         extra: further pairs for the last line.
     """
     uses = [use for use in uses if use.unet_weight or use.text_encoder_weight]
-    sampler = SAMPLERS.get(settings.sampler).options
     clip_skip = model.settings.clip_skip if model.is_clip_skip_used else 1
     pairs = {
-        "Steps": str(settings.steps),
-        "Sampler": sampler["sampler"],
-        "Schedule type": sampler["schedule_type"],
-        "CFG scale": f"{settings.cfg_scale:g}",
-        "Seed": str(settings.seed),
-        "Size": f"{settings.width}x{settings.height}",
         "Model": model.detection.path.stem,
         "VAE": model.settings.vae.name if model.settings.vae else "",
         "Clip skip": str(clip_skip) if clip_skip > 1 else "",
@@ -55,11 +48,35 @@ def describe(
         **(extra or {}),
         "Version": f"LoRA trainer {__version__}",
     }
-    lines = [write_prompt(settings.prompt, uses)]
+    return describe_settings(write_prompt(settings.prompt, uses), settings, pairs)
+
+
+def describe_settings(prompt: str, settings: GenerateSettings, pairs: Mapping[str, str]) -> str:
+    """Returns the parameters of a picture of which the settings alone are known.
+
+    Args:
+        prompt: with its tags.
+        pairs: further ones for the last line; empty values are left out.
+    """
+    sampler = SAMPLERS.get(settings.sampler).options
+    known = {
+        "Steps": str(settings.steps),
+        "Sampler": sampler["sampler"],
+        "Schedule type": sampler["schedule_type"],
+        "CFG scale": f"{settings.cfg_scale:g}",
+        "Seed": str(settings.seed),
+        "Size": f"{settings.width}x{settings.height}",
+    }
+    lines = [prompt]
     if settings.negative_prompt:
         lines.append(f"Negative prompt: {settings.negative_prompt}")
-    lines.append(", ".join(f"{name}: {_quote(value)}" for name, value in pairs.items() if value))
-    return "\n".join(lines)
+    return add_pairs("\n".join([*lines, ""]), known | dict(pairs))
+
+
+def add_pairs(parameters: str, pairs: Mapping[str, str]) -> str:
+    """Returns parameters with further pairs at the end of their last line."""
+    line = ", ".join(f"{name}: {_quote(value)}" for name, value in pairs.items() if value)
+    return f"{parameters}, {line}" if parameters and not parameters.endswith("\n") else parameters + line
 
 
 def save_png(path: Path, picture: Image.Image, parameters: str) -> Path:

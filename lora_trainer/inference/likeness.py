@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,6 +17,37 @@ COARSE = 16  # pixels of those by which a picture is recognised
 NUM_TONES, NUM_HUES, NUM_SCALES = 8, 6, 3
 GRAY = np.array([0.299, 0.587, 0.114])
 _TINY = 1e-6
+
+
+class Eye(Protocol):
+    """What compares pictures when a weight is chosen.
+
+    Attributes:
+        label: by what, for people.
+    """
+
+    label: str
+
+    def look(self, picture: Image.Image) -> np.ndarray:
+        """Returns how a picture looks, as one row of numbers; the differences of two rows say how unlike two pictures look."""
+
+    def kept(self, base: Image.Image, picture: Image.Image, prompt: str) -> float:
+        """Returns the share of what the base made of a prompt that a picture kept: 1 for all of it, 0 for none."""
+
+
+class PlainEye:
+    """Colours, textures and outlines."""
+
+    label = "colours, textures and outlines"
+
+    def look(self, picture: Image.Image) -> np.ndarray:
+        return style(picture)
+
+    def kept(self, base: Image.Image, picture: Image.Image, prompt: str) -> float:
+        return kept(base, picture)
+
+
+PLAIN = PlainEye()
 
 
 def to_square(picture: Image.Image, side: int = SIDE) -> np.ndarray:

@@ -1,44 +1,10 @@
-"""The table of samplers: diffusers' schedulers, set up to walk the same noise levels as the WebUI's samplers of those names.
-
-An entry's target is `build(schedule: NoiseSchedule) -> scheduler`. Its options `sampler` and `schedule_type` are the WebUI's
-words for it, as they stand in a picture's parameters.
-"""
+"""The samplers of `table.SAMPLERS`: diffusers' schedulers, set up to walk the same noise levels as the WebUI's of those names."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lora_trainer.models.objective import NoiseSchedule
-from lora_trainer.registry import Entry, Registry
-
-_HERE = "lora_trainer.inference.samplers"
-
-SAMPLERS = Registry(
-    "sampler",
-    (
-        Entry(
-            name="euler_a",
-            label="Euler a",
-            help="Adds fresh noise at every step: soft, varied pictures; the WebUI's old default.",
-            target=f"{_HERE}:build_euler_a",
-            options={"sampler": "Euler a", "schedule_type": "Automatic"},
-        ),
-        Entry(
-            name="dpmpp_2m_karras",
-            label="DPM++ 2M Karras",
-            help="Settles quickly: 20 steps give a finished picture; the WebUI's default.",
-            target=f"{_HERE}:build_dpmpp_2m_karras",
-            options={"sampler": "DPM++ 2M", "schedule_type": "Karras"},
-        ),
-        Entry(
-            name="ddim",
-            label="DDIM",
-            help="The plain one: even steps, no fresh noise. Good for comparing.",
-            target=f"{_HERE}:build_ddim",
-            options={"sampler": "DDIM", "schedule_type": "Automatic"},
-        ),
-    ),
-)
 
 # A schedule that ends in pure noise would divide by zero; the smallest positive number of fp16 is what diffusers takes there.
 _LEAST_SIGNAL = 2.0**-24

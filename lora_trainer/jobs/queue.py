@@ -308,6 +308,9 @@ class JobQueue:
         is_finished, result = job.progress.is_finished, job.progress.result
         job.record.result = Path(result) if result else None
         self._end(job, "finished" if is_finished else "interrupted")
+        entry = JOBS.get(job.record.kind) if job.record.kind in JOBS.names() else None
+        if entry is not None and "recover" in entry.options:
+            replace(entry, target=entry.options["recover"]).load()(dict(job.record.settings), self.host)
 
     def _view(self, job: _Job, queued: builtins.list[_Job]) -> JobView:
         record = job.record

@@ -24,9 +24,9 @@ from lora_trainer.models.checkpoint import hash_file, hash_tensors
 from lora_trainer.models.detect import Detection
 from lora_trainer.models.family import ModelSettings, Objective, Tensors
 from lora_trainer.models.objective import NoiseSchedule, element_losses, mean_error
-from lora_trainer.models.parts import load_text_encoder, load_unet, load_vae
+from lora_trainer.models.parts import list_layers, load_text_encoder, load_unet, load_vae
 from lora_trainer.models.recognise import StableDiffusionFacts, default_resolution
-from lora_trainer.models.targets import list_layers, select_layers
+from lora_trainer.models.targets import select_layers
 
 PICTURE_ENCODING = "latents-1"
 TEXT_ENCODING = "texts-1"
@@ -194,13 +194,14 @@ class DiffusionModel(ABC):
         (self.unet.enable_gradient_checkpointing if enabled else self.unet.disable_gradient_checkpointing)()
 
     def release_encoders(self, *, keep_text: bool) -> None:
-        """Moves the VAE, and unless `keep_text` the text encoders, to the CPU."""
+        """Moves the VAE, and unless `keep_text` the text encoders, to the CPU, and the denoiser to where it works."""
         released: list[nn.Module] = [self.vae]
         if not keep_text:
             _ = self._empty_chunk
             released += self.text_encoders
         for module in released:
             module.to("cpu")
+        self.unet.to(self.settings.device)
 
     def base_metadata(self, version: str, architecture: str) -> dict[str, str]:
         """Returns the facts that all families write; `version` is `ss_base_model_version`."""
@@ -250,7 +251,11 @@ class DiffusionModel(ABC):
         latents = torch.full((1, 4, 8, 8), TRIAL_VALUE, device=settings.device, dtype=settings.dtype)
         text = torch.full((1, 2, width), TRIAL_VALUE, device=settings.device, dtype=settings.dtype)
         timestep = torch.tensor([TRIAL_TIMESTEP], device=settings.device)
-        return (self.denoise(latents, timestep, {"text": text}) - latents).float().mean().item()
+        self.unet.to(settings.device)
+        mean = (self.denoise(latents, timestep, {"text": text}) - latents).float().mean().item()
+        if settings.denoiser_waits:
+            self.unet.to("cpu")
+        return mean
 
     def _describe(self, prediction_type: str, reason: str) -> tuple[str, ...]:
         notes = [f"{self.detection.path.name} is {self.family} and predicts {prediction_type} ({reason})."]

@@ -33,6 +33,8 @@ class ModelSettings:
         device: where the parts are put.
         gradient_checkpointing: whether the denoiser recomputes its activations in the backward pass.
         zero_terminal_snr: whether the noise schedule is rescaled to end in pure noise. Bases that predict v only.
+        denoiser_waits: whether the denoiser stays in memory until `release_encoders`, which leaves its room on the device to
+            the encoding of pictures.
     """
 
     base_model: Path
@@ -43,6 +45,7 @@ class ModelSettings:
     device: torch.device = CPU
     gradient_checkpointing: bool = False
     zero_terminal_snr: bool = False
+    denoiser_waits: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,4 +147,7 @@ class TrainableModel(Protocol):
         """Has the denoiser recompute its activations in the backward pass, or keep them."""
 
     def release_encoders(self, *, keep_text: bool) -> None:
-        """Moves the VAE, and unless `keep_text` the text encoders, off the device once everything is cached."""
+        """Moves the VAE, and unless `keep_text` the text encoders, off the device once everything is cached.
+
+        Then it puts a denoiser that waited onto the device.
+        """

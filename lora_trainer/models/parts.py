@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_trainer.errors import ModelError
+from lora_trainer.libraries import wait_for_libraries
 from lora_trainer.models import convert
 from lora_trainer.models.checkpoint import build_empty, fill, read_folder_part, read_tensors
 from lora_trainer.models.detect import Detection
@@ -32,16 +33,19 @@ _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_att
 
 
 def load_unet(settings: ModelSettings, detection: Detection) -> UNet2DConditionModel:
-    """Loads the denoiser in `settings.dtype`, channels last on a GPU."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
+    """Loads the denoiser in `settings.dtype`, with its weights channels last for a GPU."""
     sizes = detection.facts.unet
     if detection.layout == "diffusers":
         tensors = read_folder_part(detection.path, "unet", dtype=settings.dtype)
     else:
         tensors = convert.unet_to_diffusers(read_tensors(detection.path, UNET_PREFIX, dtype=settings.dtype), sizes)
+    # Behind the reading, which goes on beside the imports.
+    wait_for_libraries()
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
     unet: UNet2DConditionModel = build_empty(lambda: UNet2DConditionModel(**sizes.diffusers_config()))
-    fill(unet, tensors, source=f"The UNet of {detection.path}", device=settings.device)
+    device = torch.device("cpu") if settings.denoiser_waits else settings.device
+    fill(unet, tensors, source=f"The UNet of {detection.path}", device=device)
     if settings.device.type != "cpu":
         # Tensor cores take convolutions in this order. On a CPU it gains nothing, and reordering would slow the loading.
         for parameter in unet.parameters():
@@ -88,6 +92,23 @@ def load_text_encoder(settings: ModelSettings, detection: Detection, index: int)
     encoder: nn.Module = build_empty(lambda: encoder_class(config))
     tensors = _match_text_prefix(encoder, tensors)
     return fill(encoder, tensors, source=f"Text encoder {index + 1} of {detection.path}", device=settings.device)
+
+
+def list_layers(part: str, module: nn.Module) -> dict[str, str]:
+    """Returns the kind ("linear" or "conv") of each module that a LoRA can go into, in the module's order.
+
+    In text encoders these are the layers' own: the WebUI applies nothing to the embeddings and the pooled projection.
+    1x1 convolutions count as linear, which they are.
+    """
+    layers = {}
+    for name, layer in module.named_modules():
+        if part != "unet" and ".layers." not in name:
+            continue
+        if isinstance(layer, nn.Linear):
+            layers[name] = "linear"
+        elif isinstance(layer, nn.Conv2d):
+            layers[name] = "linear" if name.endswith(("proj_in", "proj_out")) else "conv"
+    return layers
 
 
 def _read_vae(settings: ModelSettings, detection: Detection) -> tuple[VaeSizes, dict[str, Tensor], Path]:

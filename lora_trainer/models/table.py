@@ -1,7 +1,8 @@
 """The table of model families, and loading a base model by what it is.
 
 An entry's target is `load(settings, detection) -> TrainableModel`; its option `detect` names the light function
-`(path, header or None for a folder) -> Detection | None` that recognises the family's files.
+`(path, header or None for a folder) -> Detection | None` that recognises the family's files, and "footprint" the light function
+`(detection, use) -> Footprint` that counts the memory of a training.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from lora_trainer.registry import Entry, Registry
 if TYPE_CHECKING:
     from lora_trainer.models.family import ModelSettings, TrainableModel
 
-_STABLE_DIFFUSION = {"detect": "lora_trainer.models.recognise:detect_stable_diffusion"}
+_STABLE_DIFFUSION = {
+    "detect": "lora_trainer.models.recognise:detect_stable_diffusion",
+    "footprint": "lora_trainer.models.footprint:measure",
+}
 
 FAMILIES = Registry(
     "model family",

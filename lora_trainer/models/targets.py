@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
-
 from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.registry import did_you_mean
 
@@ -20,28 +18,11 @@ _PAIRS = tuple(zip(_UNET_ATTENTION + _UNET_FEED_FORWARD, _TEXT_ATTENTION + _TEXT
 _OTHER_SPELLINGS = {"to_out": "to_out.0", "fc1": "mlp.fc1", "fc2": "mlp.fc2", "o_proj": "out_proj"}
 
 
-def list_layers(part: str, module: nn.Module) -> dict[str, str]:
-    """Returns the kind ("linear" or "conv") of each module that a LoRA can go into, in the module's order.
-
-    In text encoders these are the layers' own: the WebUI applies nothing to the embeddings and the pooled projection.
-    1x1 convolutions count as linear, which they are.
-    """
-    layers = {}
-    for name, layer in module.named_modules():
-        if part != "unet" and ".layers." not in name:
-            continue
-        if isinstance(layer, nn.Linear):
-            layers[name] = "linear"
-        elif isinstance(layer, nn.Conv2d):
-            layers[name] = "linear" if name.endswith(("proj_in", "proj_out")) else "conv"
-    return layers
-
-
 def select_layers(part: str, layers: Mapping[str, Mapping[str, str]], selection: Sequence[str]) -> list[str]:
     """Returns the names of a part's modules that the selection means, in the module's order.
 
     Args:
-        layers: `list_layers` of every part, by part.
+        layers: `parts.list_layers` of every part, by part.
         selection: presets, projection names, or "conv".
 
     Raises:

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_trainer.errors import TrainingError
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.errors import Problem, TrainingError
 from lora_trainer.events import Emit
+from lora_trainer.forecast import largest_size, warn_of_card
 from lora_trainer.models.family import TrainableModel
+from lora_trainer.plan import TrainPlan
 from lora_trainer.training.feeder import Feeder
 
 
@@ -76,6 +79,15 @@ LAST = (
     "Lower resolution or lora_rank, set precision to bf16 or fp16 if it is fp32, and close other programs that use the card. "
     "A run with other settings starts over, with --fresh."
 )
+
+
+def forecast_problem(config: TrainConfig, plan: TrainPlan, device: torch.device) -> Problem | None:
+    """Returns a warning where a GPU has less memory free than the run is forecast to need; asked before anything is loaded."""
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused
+    return warn_of_card(config, plan.detection, largest_size(plan.buckets), free, has="has free")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

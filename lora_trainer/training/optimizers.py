@@ -67,7 +67,8 @@ def effective_rate(optimizer: torch.optim.Optimizer) -> float:
 def build_adamw(groups: Groups, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW (arXiv 1711.05101), in one fused kernel where this torch has one for the device."""
     try:
-        return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
+        # Copies: torch writes "fused" into the groups before it refuses, and there it would hold for the second try, too.
+        return torch.optim.AdamW([dict(group) for group in groups], weight_decay=weight_decay, fused=True)
     except RuntimeError:  # torch before 2.4 has it for CUDA alone
         return torch.optim.AdamW(groups, weight_decay=weight_decay)
 

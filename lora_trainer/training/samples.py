@@ -16,8 +16,9 @@ from PIL import Image
 from lora_trainer.adapters.adapter import Adapter
 from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.events import Emit
-from lora_trainer.inference.generate import GenerateSettings, generate
+from lora_trainer.inference.generate import generate
 from lora_trainer.inference.infotext import describe, save_png
+from lora_trainer.inference.settings import GenerateSettings
 from lora_trainer.models.diffusion import DiffusionModel
 from lora_trainer.models.family import TrainableModel
 from lora_trainer.run_folder import RunFolder

@@ -19,7 +19,7 @@ from lora_trainer.dataset.table_writing import format_table
 from lora_trainer.events import Emit, read_events
 from lora_trainer.files import write_bytes
 from lora_trainer.host.base import Lease
-from lora_trainer.inference.generate import GenerateSettings
+from lora_trainer.inference.settings import GenerateSettings
 from lora_trainer.models.family import ModelSettings, Objective, Tensors, TrainableModel
 from lora_trainer.models.table import load_model
 from lora_trainer.plan import TrainPlan, replan
@@ -30,7 +30,7 @@ from lora_trainer.training.exporter import Exporter
 from lora_trainer.training.feeder import Feeder, FeederSettings
 from lora_trainer.training.loop import LoopSettings, Outcome, Trainer
 from lora_trainer.training.luggage import Luggage
-from lora_trainer.training.memory import MemoryLadder
+from lora_trainer.training.memory import MemoryLadder, forecast_problem
 from lora_trainer.training.optimizers import averaged_weights, build_optimizer
 from lora_trainer.training.precision import Precision, choose_device, choose_precision
 from lora_trainer.training.samples import Sampler
@@ -79,6 +79,8 @@ class Session:
         exporter = Exporter(self.config, self.folder, self.emit)
         for problem in self.plan.problems:
             self.emit("notice" if problem.severity == "notice" else "warning", message=str(problem))
+        if problem := forecast_problem(self.config, self.plan, self.device):
+            self.emit("warning", message=str(problem))
         with self.lease.building():
             model = self._load_model()
         self._compare_pictures(saved)
@@ -119,6 +121,7 @@ class Session:
                 device=self.device,
                 gradient_checkpointing=self.config.gradient_checkpointing,
                 zero_terminal_snr=self.config.zero_terminal_snr,
+                denoiser_waits=True,
             )
         )
         self.luggage = Luggage(model.modules, self.device)

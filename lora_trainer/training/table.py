@@ -1,7 +1,8 @@
 """The tables of optimizers and schedules. An entry is light; the functions are in `optimizers.py` and `schedules.py`.
 
 Options of an optimizer: "rates", the learning rates between which it is no surprise; "usual", the words for what most people
-take; "one_rate", whether all parts must have the same rate; "schedule", the only schedule that it is made for.
+take; "one_rate", whether all parts must have the same rate; "schedule", the only schedule that it is made for; "state_bytes", of
+its state for each trained number, and "state_bytes_per_side" for each row and column of a trained matrix.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ OPTIMIZERS = Registry(
             "AdamW",
             "Right for almost everything. Learning rate 1e-4 to 2e-4.",
             f"{_OPTIMIZERS}:build_adamw",
-            options={"rates": (1e-5, 5e-4), "usual": "1e-4 to 2e-4"},
+            options={"rates": (1e-5, 5e-4), "usual": "1e-4 to 2e-4", "state_bytes": 8},
         ),
         Entry(
             "adamw8bit",
@@ -27,7 +28,7 @@ OPTIMIZERS = Registry(
             "AdamW with a quarter of its memory, for high ranks on a small card. Learning rate 1e-4 to 2e-4.",
             f"{_OPTIMIZERS}:build_adamw8bit",
             package="bitsandbytes",
-            options={"rates": (1e-5, 5e-4), "usual": "1e-4 to 2e-4"},
+            options={"rates": (1e-5, 5e-4), "usual": "1e-4 to 2e-4", "state_bytes": 2},
         ),
         Entry(
             "adafactor",
@@ -35,7 +36,7 @@ OPTIMIZERS = Registry(
             "Next to no memory of its own and no further package; somewhat slower to learn than AdamW. "
             "Learning rate 1e-4 to 4e-4.",
             f"{_OPTIMIZERS}:build_adafactor",
-            options={"rates": (1e-5, 1e-3), "usual": "1e-4 to 4e-4"},
+            options={"rates": (1e-5, 1e-3), "usual": "1e-4 to 4e-4", "state_bytes": 0, "state_bytes_per_side": 4},
         ),
         Entry(
             "lion",
@@ -43,7 +44,7 @@ OPTIMIZERS = Registry(
             "Half of AdamW's memory, and steps of one size for every weight; for batches of 4 and more. "
             "A third to a tenth of AdamW's learning rate: 2e-5 to 5e-5.",
             f"{_OPTIMIZERS}:build_lion",
-            options={"rates": (1e-6, 1.5e-4), "usual": "2e-5 to 5e-5"},
+            options={"rates": (1e-6, 1.5e-4), "usual": "2e-5 to 5e-5", "state_bytes": 4},
         ),
         Entry(
             "prodigy",
@@ -52,7 +53,7 @@ OPTIMIZERS = Registry(
             "constant or cosine schedule; twice AdamW's memory.",
             f"{_OPTIMIZERS}:build_prodigy",
             package="prodigyopt",
-            options={"rates": (0.1, 4.0), "usual": "1", "one_rate": True},
+            options={"rates": (0.1, 4.0), "usual": "1", "one_rate": True, "state_bytes": 16},
         ),
         Entry(
             "schedule_free",
@@ -61,7 +62,7 @@ OPTIMIZERS = Registry(
             "finished one. Constant schedule, learning rate 2e-4 to 1e-3.",
             f"{_OPTIMIZERS}:build_schedule_free",
             package="schedulefree",
-            options={"rates": (5e-5, 5e-3), "usual": "2e-4 to 1e-3", "schedule": "constant"},
+            options={"rates": (5e-5, 5e-3), "usual": "2e-4 to 1e-3", "schedule": "constant", "state_bytes": 8},
         ),
     ),
 )

@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lora_trainer import forecast
+from lora_trainer.card import card_bytes
 from lora_trainer.config.check import check_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.dataset.overview import Overview, read_overview
@@ -18,7 +20,8 @@ from lora_trainer.jobs.settings import train_config
 from lora_trainer.models.detect import Detection, detect
 from lora_trainer.models.table import FAMILIES
 from lora_trainer.ui import markup
-from lora_trainer.ui.markup import word
+from lora_trainer.ui.form import label_of
+from lora_trainer.ui.markup import escape, word
 
 USUAL_RESOLUTION = 512
 ENOUGH_TO_HOLD_BACK = 20
@@ -143,6 +146,50 @@ def describe_plan(config: TrainConfig, overview: Overview, detection: Detection 
     if seconds is None:
         notes.append(word("The time shows after the first run on this base."))
     return f"<p>{line}</p>" + (f"<small>{' '.join(notes)}</small>" if notes else "")
+
+
+def describe_memory(config: TrainConfig, overview: Overview, detection: Detection) -> str:
+    """Returns the line "about 5.3 GB of graphics memory: fits in 6, 8 GB; not in 4" as HTML, with what to change for those."""
+    size = largest_picture(config, overview, detection)
+    try:
+        found = forecast.forecast(config, detection, size)
+    except ConfigError:  # the targets; a start says it
+        return ""
+    if config.device == "cpu":
+        return f"<p>{word('about')} <b>{forecast.describe_gigabytes(found.peak)}</b> {word('of main memory')}</p>"
+    fits, fits_not = forecast.fitting_cards(found)
+    line = f"{word('about')} <b>{forecast.describe_gigabytes(found.needed)}</b> {word('of graphics memory')}: "
+    line += f"{word('fits in')} {', '.join(map(str, fits))} GB" if fits else word("more than common cards have")
+    line += f"; {word('not in')} {', '.join(map(str, fits_not))}" if fits and fits_not else ""
+    notes = []
+    for card in reversed(fits_not):
+        changes, then = forecast.smaller(config, detection, size, card * forecast.GIB)
+        if not then.fits(card * forecast.GIB):
+            break
+        notes.append(f"{word('For')} {card} GB: {_describe_changes(changes)} ({forecast.describe_gigabytes(then.needed)}).")
+    if found.needed_for_samples > found.needed:
+        notes.append(f"{word('To draw samples:')} {forecast.describe_gigabytes(found.needed_for_samples)}.")
+    return f"<p>{line}</p>" + "".join(f"<small>{note}</small>" for note in notes)
+
+
+def card_problem(config: TrainConfig, overview: Overview, detection: Detection) -> Problem | None:
+    """Returns a warning where this machine's card has less memory than the run needs."""
+    try:
+        return forecast.warn_of_card(config, detection, largest_picture(config, overview, detection), card_bytes())
+    except ConfigError:
+        return None
+
+
+def largest_picture(config: TrainConfig, overview: Overview, detection: Detection) -> tuple[int, int]:
+    """Returns the largest size that a picture is trained at, in pixels: width and height."""
+    side = max(config.resolutions or (detection.resolution or USUAL_RESOLUTION,))
+    buckets = overview.buckets(side, upscale=config.upscale_small).values()
+    return forecast.largest_size(buckets) if buckets else (side, side)
+
+
+def _describe_changes(changes: Mapping[str, Any]) -> str:
+    shown = {name: word("on") if value is True else escape(value) for name, value in changes.items()}
+    return ", ".join(f"{word(label_of(name))} <b>{value}</b>" for name, value in shown.items())
 
 
 def estimate_seconds(

@@ -20,12 +20,13 @@ from lora_trainer.ui.compat import listen, new_blocks
 from lora_trainer.ui.dataset import DatasetPart
 from lora_trainer.ui.runs import RunsPart
 from lora_trainer.ui.services import Services
+from lora_trainer.ui.test import TestPart
 from lora_trainer.ui.train import TrainPart
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SCRIPTS = tuple(ROOT / "javascript" / name for name in ("lora_trainer.js", "lora_trainer_captions.js"))
+SCRIPTS = tuple(ROOT / "javascript" / name for name in ("lora_trainer.js", "lora_trainer_captions.js", "lora_trainer_test.js"))
 STYLE = ROOT / "style.css"
 
 Values = dict[str, Any]
@@ -58,7 +59,7 @@ class Part(Protocol):
         """Returns updates for once a second while a job is active."""
 
 
-PARTS: tuple[Callable[[Services], Part], ...] = (DatasetPart, CaptionsPart, TrainPart, RunsPart)
+PARTS: tuple[Callable[[Services], Part], ...] = (DatasetPart, CaptionsPart, TrainPart, TestPart, RunsPart)
 
 
 class Page:

@@ -18,6 +18,7 @@ from lora_trainer.ui import markup
 from lora_trainer.ui.activity import word_of_status
 from lora_trainer.ui.compat import listen, unsaved
 from lora_trainer.ui.curves import CurveReader
+from lora_trainer.ui.library import LibraryShelf
 from lora_trainer.ui.markup import escape, word
 from lora_trainer.ui.plots import training_plot
 from lora_trainer.ui.services import Services
@@ -52,6 +53,7 @@ class RunsPart:
     def __init__(self, services: Services) -> None:
         self.services = services
         self.curves = CurveReader(services.queue)
+        self.library = LibraryShelf(services)
         self.live: dict[str, Any] = {}
 
     def build(self) -> None:
@@ -90,6 +92,8 @@ class RunsPart:
                     self.log = gr.HTML("", elem_id="lora_trainer_runs_log")
                 with gr.Accordion("Settings of this job", open=False):
                     self.settings = gr.HTML("", elem_id="lora_trainer_runs_settings")
+        with gr.Accordion("Library: the LoRAs of the folder", open=False, elem_id="lora_trainer_runs_library"):
+            self.library.build()
         hidden = {"show_label": False, "elem_classes": "lora_trainer_hidden"}
         self.chosen = unsaved(gr.Textbox("", elem_id="lora_trainer_runs_chosen", **hidden))
         self.prompt = unsaved(gr.Textbox("", elem_id="lora_trainer_runs_prompt", **hidden))
@@ -110,19 +114,23 @@ class RunsPart:
             "clone": self.clone,
             **{f"button_{name}": button for name, button in self.buttons.items()},
         }
+        self.shown = dict(self.live)
+        self.live |= {f"library.{name}": component for name, component in self.library.live.items()}
 
     def bind(self, page: Page) -> None:
-        page.on(self.chosen.input, lambda values: self.show({**values, "drawn": None}), self.live, self.live)
-        page.on(self.scrubber.input, self._scrub, self.live, self.live, quiet=True)
+        self.library.bind(page)
+        page.on(self.chosen.input, lambda values: self.show({**values, "drawn": None}), self.shown, self.shown)
+        page.on(self.scrubber.input, self._scrub, self.shown, self.shown, quiet=True)
         for name, button in self.buttons.items():
-            page.on(button.click, partial(self._command, command=name), self.live, self.live)
+            page.on(button.click, partial(self._command, command=name), self.shown, self.shown)
         listen(self.use.click, None, inputs=[self.prompt], outputs=[], js=USE)
         train = page.parts["train"]
-        page.on(self.clone.click, lambda values: self._clone(values, train), self.live, train.followers)
+        page.on(self.clone.click, lambda values: self._clone(values, train), self.shown, train.followers)
 
     def refresh(self, values: dict[str, Any]) -> Mapping[str, Any]:
         """Returns everything anew; of several jobs the active one, else the newest."""
-        return self.show({**values, "drawn": None})
+        library = self.library.show({"chosen": values["library.chosen"]})
+        return {**self.show({**values, "drawn": None}), **{f"library.{name}": update for name, update in library.items()}}
 
     def tick(self, values: dict[str, Any]) -> Mapping[str, Any]:
         return self.show(values)

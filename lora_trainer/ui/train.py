@@ -13,6 +13,7 @@ from lora_trainer.config.presets import load_presets
 from lora_trainer.config.schema import SECTIONS, field_infos
 from lora_trainer.dataset.overview import Overview, read_overview
 from lora_trainer.errors import ConfigError, DatasetError, Problem
+from lora_trainer.libraries import load_ahead
 from lora_trainer.ui import estimate, markup
 from lora_trainer.ui.compat import listen, unsaved, uploaded
 from lora_trainer.ui.form import FIRST, MAIN, build_widget, fill, label_of, preset_updates, read_values, section_id
@@ -84,7 +85,7 @@ class TrainPart:
                 page.on(widget.input, self.look, self.look_at, self._looked, quiet=True)
         page.on(self.preset.input, self._choose_preset, self.look_at, self.followers, quiet=True)
         page.on(self.offer.click, self._hold_back, self.look_at, self.followers)
-        runs = page.parts["runs"].live
+        runs = page.parts["runs"].shown
         started = {**self._looked, **{f"runs.{name}": component for name, component in runs.items()}}
         self._runs = page.parts["runs"]
         page.on(self.start.click, lambda values: self._submit(values, start=True), self.look_at, started)
@@ -140,6 +141,10 @@ class TrainPart:
         config = examined.config
         if overview is not None and config is not None:
             summary = estimate.describe_plan(config, overview, examined.detection, self.services.queue) or summary
+            if examined.detection is not None and overview.usable:
+                summary += estimate.describe_memory(config, overview, examined.detection)
+                warning = estimate.card_problem(config, overview, examined.detection)
+                problems += [warning] if warning else []
         elif overview is not None and not examined.detection:
             summary = f"<p><b>{len(overview.usable)}</b> {word('pictures are ready. Choose a base model.')}</p>"
         elif overview is not None:
@@ -230,6 +235,7 @@ class TrainPart:
         examined = self._examine(values, None)
         if path is None or examined.detection is None:
             return self.look(values)
+        load_ahead()
         family = examined.detection.family
         labels = self._presets_of(family)
         before = self._preset_name(values["preset"])

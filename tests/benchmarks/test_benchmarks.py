@@ -5,9 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import caching, captions, grid, install_time, memory, precision, quality_report, step_time
+from benchmarks import (
+    around,
+    caching,
+    captions,
+    first_step,
+    forecast,
+    grid,
+    install_time,
+    memory,
+    precision,
+    quality_report,
+    speed,
+    step_time,
+)
+from benchmarks.arithmetic import count_flops
 from benchmarks.report import Row, describe_spread, format_section
-from benchmarks.workload import TINY, BareLoop, inject_by_hand, inject_by_peft, load_base, make_batches, make_config
+from benchmarks.workload import SD1_UNET, TINY, BareLoop, inject_by_hand, inject_by_peft, load_base, make_batches, make_config
+from lora_trainer.models.tape import Use
 
 
 def figures(section: str) -> dict[str, str]:
@@ -70,6 +85,38 @@ def test_grid(capsys):
     assert float(found["grid / bare loop"].split()[0]) > 0
     # What is compared is the same work: the same pictures.
     assert float(found["largest difference of their pictures"].split()[0]) <= 2
+
+
+def test_forecast(capsys):
+    forecast.main(["--tiny"])
+    found = figures(capsys.readouterr().out)
+    assert "counted" in found["tiny: forward"] and "counted" in found["tiny: peak"]
+
+
+def test_speed(capsys):
+    speed.main(["--shape", "tiny", "--steps", "2", "--only", "dropout", "--device", "cpu"])
+    found = figures(capsys.readouterr().out)["tiny 64 px, dropout"]
+    seconds = float(found.split()[0])
+    outside = float(found.split(" ms outside")[0].split()[-1])
+    assert 0 < outside < seconds
+
+
+def test_the_arithmetic_of_sd1_is_that_worked_out_by_hand():
+    assert count_flops(SD1_UNET, Use(512, 512)) == pytest.approx(1.79e12, rel=0.01)
+
+
+def test_around(capsys):
+    around.main(["--tiny"])
+    found = figures(capsys.readouterr().out)
+    assert float(found["captioning, miniature captioner"].split()[0]) > 0
+    assert float(found["saving a state, SD1.5"].split()[0]) >= 0
+
+
+@pytest.mark.slow
+def test_first_step(capsys):
+    first_step.main(["--tiny", "--starts", "1"])
+    found = figures(capsys.readouterr().out)
+    assert float(found["first step, from nothing"].split()[0]) > 0
 
 
 def test_a_bf16_step_widens_nothing_but_gradients_and_the_prediction(tmp_path):

@@ -116,3 +116,11 @@ def test_into_a_webui_copies_a_base_whose_yaml_finds_its_text_encoder(tmp_path: 
 def test_into_a_folder_that_is_no_webui_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--into", str(tmp_path)]) == 1
     assert "models/Stable-diffusion" in capsys.readouterr().err
+
+
+def test_into_forge_is_an_error_that_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("models/Stable-diffusion", "modules_forge"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert demo.main(["--into", str(tmp_path)]) == 1
+    assert "Failed to recognize model type!" in capsys.readouterr().err
+    assert not list((tmp_path / "models" / "Stable-diffusion").iterdir())

@@ -9,8 +9,9 @@ import pytest
 
 from lora_trainer.errors import HostError
 from lora_trainer.host.standalone import Standalone
-from lora_trainer.inference.generate import GenerateSettings, generate
+from lora_trainer.inference.generate import generate
 from lora_trainer.inference.loras import LoraUse, applied
+from lora_trainer.inference.settings import GenerateSettings
 from tests.inference.conftest import checkpoints, make_lora, sd1  # noqa: F401 - fixtures
 
 

@@ -363,6 +363,36 @@ class TestGenerate:
         host.generate("a cat", sampler="Heun")
         assert webui.processing.requests[-1].sampler_name == "Heun"
 
+    def test_another_base_is_asked_for_by_its_name_and_the_parameters_come_along(self, webui, host):
+        assert host.has_pipeline
+        picture = host.generate("a cat", base="b.safetensors [0123456789]")
+        assert webui.processing.requests[-1].override_settings == {"sd_model_checkpoint": "b.safetensors [0123456789]"}
+        assert picture.info["parameters"].startswith("a cat\nSteps: 20")
+        host.generate("a cat")
+        assert webui.processing.requests[-1].override_settings == {}
+
+    def test_who_waits_is_served_before_the_next_picture(self, webui, host):
+        with webui.call_queue.queue_lock:
+            ours = threading.Thread(target=lambda: webui.log.append(host.generate("a cat", width=8, height=8).size))
+            ours.start()
+            webui.wait_until_queued()
+            theirs = webui.generate()
+            webui.wait_until_queued(2)
+        ours.join()
+        theirs.join()
+        assert webui.log == ["generated", (8, 8)]
+
+    def test_an_interruption_by_the_user_is_told(self, webui, host, monkeypatch):
+        process = webui.processing.process_images
+
+        def interrupted(request):
+            webui.shared.state.interrupted = True
+            return process(request)
+
+        monkeypatch.setattr(webui.processing, "process_images", interrupted)
+        with pytest.raises(HostError, match=r"was interrupted in AUTOMATIC1111 v0\.0\.1"):
+            host.generate("a cat")
+
     def test_a_failure_is_told_and_the_lock_is_free(self, webui, host):
         with pytest.raises(HostError, match=r"AUTOMATIC1111 v0\.0\.1 could not draw the picture: ValueError: too many steps"):
             host.generate("a cat", steps=200)
@@ -442,6 +472,20 @@ class TestForge:
         host.lora_changed(Path(tmp_path, "ink.safetensors"))
         assert emptied == [True]
         assert webui.model.current_lora_hash == ""
+
+    def test_forge_merges_a_file_anew_that_was_replaced_under_its_name(self, enter, tmp_path):
+        webui, path = enter("forge"), Path(tmp_path, "ink.safetensors")
+        importlib.import_module("networks").load_lora_state_dict = dict
+        loaded = webui.model.forge_objects = importlib.import_module("backend.patcher").ForgeObjects()
+        loaders = [loaded.unet.lora_loader, loaded.clip.patcher.lora_loader]
+        for loader in loaders:
+            loader.refresh({(str(path), 0.7): 1.0})
+            loader.refresh({(str(path), 0.7): 2.0})
+        assert [loader.merged for loader in loaders] == [[1.0], [1.0]]  # the trap is there
+        find_host().lora_changed(path)
+        for loader in loaders:
+            loader.refresh({(str(path), 0.7): 2.0})
+        assert [loader.merged for loader in loaders] == [[2.0], [2.0]]
 
 
 class TestCaptioner:

@@ -11,9 +11,10 @@ from PIL import Image, ImageFilter, ImageOps
 from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.errors import DatasetError
 from lora_trainer.inference.advice import advise, find_bend, read_training_pictures
-from lora_trainer.inference.generate import GenerateSettings
-from lora_trainer.inference.grid import USUAL_WEIGHTS, Cell, Grid, make_rows
+from lora_trainer.inference.grid import Cell, Grid
 from lora_trainer.inference.likeness import content, distance, kept, similarity, style
+from lora_trainer.inference.rows import USUAL_WEIGHTS, make_rows
+from lora_trainer.inference.settings import GenerateSettings
 from tests import tiny
 
 pytestmark = pytest.mark.hosts

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lora_trainer.errors import ConfigError, ModelError
-from lora_trainer.inference.generate import GenerateSettings, generate, preview
-from lora_trainer.inference.samplers import SAMPLERS
+from lora_trainer.inference.generate import generate, preview
+from lora_trainer.inference.settings import GenerateSettings
+from lora_trainer.inference.table import SAMPLERS
 from lora_trainer.models.family import ModelSettings
 from lora_trainer.models.objective import NoiseSchedule
 from lora_trainer.models.table import load_model

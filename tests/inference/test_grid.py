@@ -17,9 +17,11 @@ from lora_trainer.control import TrainControl
 from lora_trainer.errors import AdapterError, ConfigError
 from lora_trainer.inference import grid as grid_module
 from lora_trainer.inference import loras
-from lora_trainer.inference.generate import GenerateSettings, generate
-from lora_trainer.inference.grid import Cell, Grid, draw_cells, make_rows
+from lora_trainer.inference.generate import generate
+from lora_trainer.inference.grid import Cell, Grid, draw_cells
 from lora_trainer.inference.loras import applied
+from lora_trainer.inference.rows import make_rows
+from lora_trainer.inference.settings import GenerateSettings
 from tests.adapters.files import write
 from tests.inference.conftest import MakeLora, assert_same_weights, weights_of
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.errors import AdapterError
-from lora_trainer.inference.generate import GenerateSettings, generate
+from lora_trainer.inference.generate import generate
 from lora_trainer.inference.loras import applied
+from lora_trainer.inference.settings import GenerateSettings
 from lora_trainer.models.family import ModelSettings
 from lora_trainer.models.table import load_model
 from tests.inference.conftest import MakeLora, assert_same_weights, inject, weights_of

@@ -11,9 +11,9 @@ from PIL import Image, ImageFont
 from lora_trainer.adapters.container import model_hash
 from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.inference import lettering
-from lora_trainer.inference.generate import GenerateSettings
 from lora_trainer.inference.infotext import describe, save_png
 from lora_trainer.inference.lettering import Lettering
+from lora_trainer.inference.settings import GenerateSettings
 from lora_trainer.inference.sheet import draw_grid
 from tests.inference.conftest import MakeLora
 

@@ -13,7 +13,7 @@ from lora_trainer.host.base import Folders, HostOptions, Lease, ModelFile, wait_
 
 
 class FolderHost:
-    name, title = "standalone", "folder 1.0"
+    name, title, has_pipeline = "standalone", "folder 1.0", False
 
     def __init__(self, root: Path, *, models: Sequence[ModelFile] = (), second: bool = False, save_steps: int | None = None):
         self.root, self.models = root, models
@@ -56,6 +56,9 @@ class FolderHost:
 
     def lora_changed(self, path: Path) -> None:
         self.history.append(f"new file {path.name}")
+
+    def lora_read_at(self, path: Path) -> float | None:
+        return None
 
     def generate(self, prompt: str, **settings: Any) -> Any:
         raise LoraTrainerError("this host draws nothing.")

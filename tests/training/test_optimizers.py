@@ -51,6 +51,22 @@ def test_a_missing_package_is_named_with_its_command(entry, monkeypatch):
 
 
 @pytest.mark.hosts
+def test_adamw_does_without_the_fused_kernel_where_this_torch_has_none(monkeypatch):
+    """As torch before 2.4 on a CPU: it refuses after it has filled in the groups."""
+
+    class OlderAdamW(torch.optim.AdamW):
+        def __init__(self, groups, **options):
+            super().__init__(groups, **options)
+            if options.get("fused"):
+                raise RuntimeError("`fused=True` requires all the params to be floating point Tensors of supported devices.")
+
+    monkeypatch.setattr(torch.optim, "AdamW", OlderAdamW)
+    _, optimizer = make("adamw", torch.ones(2), rate=0.25)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert not optimizer.param_groups[0]["fused"]
+
+
+@pytest.mark.hosts
 def test_lion_follows_the_papers_algorithm():
     generator = torch.Generator().manual_seed(0)
     start, other = torch.randn(3, generator=generator), torch.randn(2, 2, generator=generator)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.config.schema import field_infos
+from lora_trainer.inference.table import SAMPLERS
 from lora_trainer.models.table import FAMILIES
 from lora_trainer.ui import page
 
@@ -15,7 +16,7 @@ FOLDER = Path(page.__file__).parent
 # Words of YAML: they are the same in every language.
 SETTINGS = {choice for info in field_infos().values() for choice in info.choices} | {"none"}
 HIDDEN = {"refresh", "tick", "back", "forward"}
-NAMES = {"LoRA Trainer", "my_pictures"}
+NAMES = {"LoRA Trainer", "my_pictures", "SD1", "SD2", "SDXL"} | {entry.label for entry in SAMPLERS}
 
 
 def visible_strings(blocks: Any) -> set[str]:

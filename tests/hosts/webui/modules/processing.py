@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from modules import sd_models, shared
@@ -32,4 +33,7 @@ def process_images(request: Any) -> Processed:
     if request.steps > 150:
         raise ValueError("too many steps")
     assert shared.state.job
-    return Processed([Image.new("RGB", (request.width, request.height), "navy")])
+    picture = Image.new("RGB", (request.width, request.height), "navy")
+    prompt = re.sub("<lora:[^>]*>", "", request.prompt)  # as the real one writes it
+    picture.info["parameters"] = f"{prompt}\nSteps: {request.steps}, Seed: {request.seed}"
+    return Processed([picture])

@@ -1,0 +1,294 @@
+"""The library in the part Runs: the LoRAs of the folder, the card of one, new files from it, and its way out and back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from lora_trainer.adapters.folder import choose_name
+from lora_trainer.adapters.library import edit_card, find_lora, list_trash, read_card, rename, restore, throw_away
+from lora_trainer.adapters.repair import BASE_FACTS, repair
+from lora_trainer.adapters.shelf import ShelfItem, list_shelf
+from lora_trainer.dataset.thumbnails import thumbnail, thumbnails
+from lora_trainer.errors import AdapterError, ConfigError, Problem
+from lora_trainer.ui import markup
+from lora_trainer.ui.compat import unsaved
+from lora_trainer.ui.form import NONE
+from lora_trainer.ui.markup import escape, word
+from lora_trainer.ui.services import Services
+
+if TYPE_CHECKING:
+    from lora_trainer.ui.page import Page
+
+SIDE, LARGE_SIDE = 192, 384
+PRECISIONS = ("fp16", "bf16", "fp32")
+TOOLS = {
+    "Lower the rank": "resize",
+    "Merge several": "merge",
+    "Split UNet and text encoder": "split",
+    "Other precision": "convert",
+}
+TEXTS = ("activation_text", "negative_text", "description", "notes")
+
+
+class LibraryShelf:
+    """Built by the part Runs inside itself; `live` are the components that `show` changes."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.live: dict[str, Any] = {}
+
+    def build(self) -> None:
+        with gr.Row():
+            with gr.Column(scale=3):
+                self.items = gr.HTML("", elem_id="lora_trainer_library_items")
+                with gr.Row(elem_classes="lora_trainer_tools"):
+                    self.trash = unsaved(
+                        gr.Dropdown(
+                            [], label="In the trash", visible=False, interactive=True, elem_id="lora_trainer_library_trash"
+                        )
+                    )
+                    self.restore = gr.Button("Bring it back", visible=False, size="sm", elem_id="lora_trainer_library_restore")
+            with gr.Column(scale=2, elem_classes="lora_trainer_panel"):
+                self.detail = gr.HTML(_NOTHING, elem_id="lora_trainer_library_detail")
+                with gr.Column(elem_id="lora_trainer_library_form"):
+                    self._build_card()
+                    self._build_tools()
+        hidden: dict[str, Any] = {"show_label": False, "elem_classes": "lora_trainer_hidden"}
+        self.chosen = unsaved(gr.Textbox("", elem_id="lora_trainer_library_chosen", **hidden))
+        self.choose = gr.Button("refresh", elem_id="lora_trainer_library_choose", elem_classes="lora_trainer_hidden")
+        self.live = {
+            "items": self.items,
+            "detail": self.detail,
+            "chosen": self.chosen,
+            "trash": self.trash,
+            "restore": self.restore,
+            "name": self.name,
+            "new_name": self.new_name,
+            "stack": self.stack,
+            **self.card,
+        }
+
+    def _build_card(self) -> None:
+        def text(name: str, label: str, lines: int = 1) -> Any:
+            elem_id = f"lora_trainer_library_{name}"
+            return unsaved(gr.Textbox(label=label, lines=lines, max_lines=max(lines, 4), interactive=True, elem_id=elem_id))
+
+        self.card = {
+            "activation_text": text("activation_text", "Trigger words"),
+            "negative_text": text("negative_text", "Against"),
+        }
+        self.card["preferred_weight"] = unsaved(
+            gr.Number(value=0, label="Preferred weight (0: the WebUI's)", interactive=True, elem_id="lora_trainer_library_weight")
+        )
+        self.card |= {"description": text("description", "Description", 2), "notes": text("notes", "Notes", 2)}
+        with gr.Row(elem_classes="lora_trainer_tools"):
+            self.save = gr.Button("Save the card", variant="primary", size="sm", elem_id="lora_trainer_library_save")
+            self.test = gr.Button("Test it", size="sm", elem_id="lora_trainer_library_test")
+
+    def _build_tools(self) -> None:
+        with gr.Accordion("Rename, repair, delete", open=False):
+            self.name = unsaved(gr.Textbox(label="Name", max_lines=1, interactive=True, elem_id="lora_trainer_library_name"))
+            self.base = unsaved(
+                gr.Dropdown(
+                    [NONE, *BASE_FACTS],
+                    value=NONE,
+                    label="It is for",
+                    info="Only for a file that does not tell it.",
+                    interactive=True,
+                    elem_id="lora_trainer_library_base",
+                )
+            )
+            with gr.Row(elem_classes="lora_trainer_tools"):
+                self.rename = gr.Button("Rename", size="sm", min_width=90, elem_id="lora_trainer_library_rename")
+                self.repair = gr.Button("Repair its metadata", size="sm", min_width=150, elem_id="lora_trainer_library_repair")
+                self.delete = gr.Button("Move to the trash", size="sm", min_width=150, elem_id="lora_trainer_library_delete")
+        with gr.Accordion("A new file from it", open=False):
+            self.tool = unsaved(
+                gr.Dropdown(
+                    list(TOOLS), value=next(iter(TOOLS)), label="How", interactive=True, elem_id="lora_trainer_library_tool"
+                )
+            )
+            self.new_name = unsaved(
+                gr.Textbox(label="Name of the new file", max_lines=1, interactive=True, elem_id="lora_trainer_library_new_name")
+            )
+            self.rank = unsaved(
+                gr.Textbox(label="Highest rank", value="8", max_lines=1, interactive=True, elem_id="lora_trainer_library_rank")
+            )
+            self.precision = unsaved(
+                gr.Dropdown(
+                    [NONE, *PRECISIONS], value=NONE, label="Precision", interactive=True, elem_id="lora_trainer_library_precision"
+                )
+            )
+            info = "For a merge: each with its weight, <lora:ink:0.7> <lora:seal:0.5:0.8>."
+            self.stack = unsaved(
+                gr.Textbox(label="Tags", info=info, max_lines=3, interactive=True, elem_id="lora_trainer_library_stack")
+            )
+            self.make = gr.Button("Make it", size="sm", elem_id="lora_trainer_library_make")
+
+    def bind(self, page: Page) -> None:
+        self._test = page.parts["test"]
+        page.on(self.choose.click, self.show, {"chosen": self.chosen}, self.live, quiet=True)
+        page.on(self.save.click, self._save, {"chosen": self.chosen, **self.card}, self.live)
+        page.on(self.rename.click, self._rename, {"chosen": self.chosen, "name": self.name}, self.live)
+        page.on(self.repair.click, self._repair, {"chosen": self.chosen, "base": self.base}, self.live)
+        page.on(self.delete.click, self._delete, {"chosen": self.chosen}, self.live)
+        page.on(self.restore.click, self._restore, {"chosen": self.chosen, "trash": self.trash}, self.live)
+        tools = {
+            "tool": self.tool,
+            "new_name": self.new_name,
+            "rank": self.rank,
+            "precision": self.precision,
+            "stack": self.stack,
+        }
+        page.on(self.make.click, self._make, {"chosen": self.chosen, **tools}, {})
+        form = self._test.fields
+        fields = {**form.widgets, "filled": form.filled}
+        page.on(self.test.click, self._go_test, {"chosen": self.chosen, **fields}, fields)
+
+    def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the folder's LoRAs and the chosen one's card."""
+        host = self.services.host
+        folder, cache = host.folders().lora_dir, host.folders().cache
+        shelf = list_shelf(folder)
+        item = next((item for item in shelf if item.path.stem == values.get("chosen")), None)
+        trashed = [f"{entry.path.as_posix()} ({entry.id})" for entry in list_trash(folder)]
+        updates: dict[str, Any] = {
+            "items": draw_shelf(shelf, item, cache),
+            "trash": gr.update(choices=trashed, value=trashed[0] if trashed else None, visible=bool(trashed)),
+            "restore": gr.update(visible=bool(trashed)),
+            "chosen": item.name if item else "",
+            "detail": draw_item(item, cache) if item else _NOTHING,
+        }
+        if item:
+            updates |= {name: getattr(item.card, name) for name in self.card}
+            updates |= {"name": item.name, "new_name": choose_name(folder, item.name), "stack": f"<lora:{item.name}:1>"}
+        return updates
+
+    def _path(self, values: Mapping[str, Any]) -> Any:
+        if not values.get("chosen"):
+            raise AdapterError("No LoRA is chosen. Click one of the library first.")
+        return find_lora(self.services.host.folders().lora_dir, str(values["chosen"]))
+
+    def _save(self, values: dict[str, Any]) -> dict[str, Any]:
+        path = self._path(values)
+        texts = {name: str(values[name] or "") for name in TEXTS}
+        edit_card(path, replace(read_card(path), **texts, preferred_weight=float(values["preferred_weight"] or 0)))
+        return {
+            **self.show(values),
+            "message": markup.notice(word("The card is saved; the WebUI shows it after a refresh of its list.")),
+        }
+
+    def _rename(self, values: dict[str, Any]) -> dict[str, Any]:
+        path, folder = self._path(values), self.services.host.folders().lora_dir
+        new = rename(path, str(values["name"] or "").strip(), folder)
+        self.services.host.lora_changed(path)
+        self.services.host.lora_changed(new)
+        said = f"{word('It is called')} <strong>{escape(new.stem)}</strong>; {word('write that in the tag, too.')}"
+        return {**self.show({"chosen": new.stem}), "message": markup.notice(said)}
+
+    def _repair(self, values: dict[str, Any]) -> dict[str, Any]:
+        path = self._path(values)
+        done = repair(path, base=None if values["base"] in (None, NONE) else values["base"])
+        self.services.host.lora_changed(path)
+        rows = "".join(f"<li>{escape(change)}</li>" for change in done.changes)
+        said = f"{word('Filled in or corrected:')}<ul>{rows}</ul>" if rows else word("Nothing was missing or wrong.")
+        return {**self.show(values), "message": markup.notice(said)}
+
+    def _delete(self, values: dict[str, Any]) -> dict[str, Any]:
+        path = self._path(values)
+        throw_away(path, self.services.host.folders().lora_dir)
+        self.services.host.lora_changed(path)
+        said = f"<strong>{escape(path.stem)}</strong> {word('is in the trash of the LoRA folder; “Bring it back” restores it.')}"
+        return {**self.show({"chosen": ""}), "message": markup.notice(said)}
+
+    def _restore(self, values: dict[str, Any]) -> dict[str, Any]:
+        identifier = str(values["trash"] or "").rpartition("(")[2].rstrip(")")
+        path = restore(identifier, self.services.host.folders().lora_dir)
+        self.services.host.lora_changed(path)
+        return {
+            **self.show({"chosen": path.stem}),
+            "message": markup.notice(f"<strong>{escape(path.stem)}</strong> {word('is back.')}"),
+        }
+
+    def _make(self, values: dict[str, Any]) -> dict[str, Any]:
+        tool, rank = TOOLS[values["tool"]], str(values["rank"] or "").strip()
+        if rank and not rank.isdecimal():
+            raise ConfigError([Problem("Highest rank", f"({rank}) must be a whole number from 1, or empty.")])
+        settings: dict[str, Any] = {"tool": tool, "name": str(values["new_name"] or "").strip()}
+        if tool == "merge":
+            settings["stack"] = values["stack"]
+        else:
+            settings["lora"] = self._path(values).stem
+        if tool in ("resize", "merge") and rank:
+            settings["rank"] = int(rank)
+        if tool != "split" and values["precision"] not in (None, NONE):
+            settings["precision"] = values["precision"]
+        self.services.queue.submit("lora_files", settings, title=f"{values['tool']}: {settings['name']}")
+        return {"message": markup.notice(word("The file is being made; it appears here when it is finished."))}
+
+    def _go_test(self, values: dict[str, Any]) -> dict[str, Any]:
+        name = self._path(values).stem
+        return {**self._test.test(values, name), "tabs": gr.update(selected="test")}
+
+
+def draw_shelf(shelf: list[ShelfItem], chosen: ShelfItem | None, cache_dir: Any) -> str:
+    """Returns the LoRAs as cards, which the script chooses by."""
+    if not shelf:
+        return markup.box(word("No LoRA in the folder yet. Train one, or put a file there."), "empty")
+    found = [item.preview for item in shelf if item.preview]
+    small = dict(zip(found, thumbnails(found, cache_dir, SIDE), strict=True))
+    cards = "".join(
+        _draw_card(item, small.get(item.preview) if item.preview else None, is_chosen=item == chosen) for item in shelf
+    )
+    return markup.box(cards, "gallery", role="group")
+
+
+def draw_item(item: ShelfItem, cache_dir: Any) -> str:
+    """Returns what is known of one LoRA."""
+    if item.error:
+        return f"<h3>{escape(item.name)}</h3>{markup.error_message(item.error)}"
+    data = thumbnail(item.preview, cache_dir, LARGE_SIDE) if item.preview else None
+    image = f'<img class="lora_trainer_preview_picture" src="{markup.data_uri(data)}" alt="">' if data else ""
+    figures = {
+        word("Base"): escape(" / ".join(item.bases) or item.stated),
+        word("Rank"): escape(item.rank),
+        word("Size"): f"{item.file_bytes / 2**20:.1f} MiB",
+        word("Trained on"): markup.count(item.num_pictures, "picture") if item.num_pictures else "",
+        word("Changed"): time.strftime("%Y-%m-%d %H:%M", time.localtime(item.changed_at)),
+    }
+    tags = f"<p><small>{word('Frequent in its captions:')} {escape(', '.join(item.tags))}</small></p>" if item.tags else ""
+    wrong = ""
+    if item.bases and item.stated not in (*item.bases, "Unknown"):
+        wrong = markup.problem_list(
+            [
+                Problem(
+                    "metadata",
+                    f"say {item.stated}, and the layers are those of {' or '.join(item.bases)}.",
+                    "warning",
+                    "Repair them.",
+                )
+            ]
+        )
+    return f"<h3>{escape(item.name)}</h3>{image}{markup.facts(figures)}{tags}{wrong}"
+
+
+def _draw_card(item: ShelfItem, data: bytes | None, *, is_chosen: bool) -> str:
+    image = f'<img src="{markup.data_uri(data)}" alt="" loading="lazy">' if data else f"<b>{word('no preview')}</b>"
+    base = " / ".join(item.bases) or item.stated
+    rank = f" · {word('rank')} {escape(item.rank)}" if item.rank else ""
+    said = f'<small class="lora_trainer_error">{escape(item.error)}</small>' if item.error else ""
+    trigger = f"<q>{escape(item.card.activation_text)}</q>" if item.card.activation_text else ""
+    pressed = "true" if is_chosen else "false"
+    return (
+        f'<button type="button" class="lora_trainer_card" data-lora="{escape(item.name)}" aria-pressed="{pressed}">'
+        f'<span class="lora_trainer_frame">{image}</span><strong>{escape(item.name)}</strong>'
+        f"<small>{escape(base)}{rank} · {item.file_bytes / 2**20:.1f} MiB</small>{trigger}{said}</button>"
+    )
+
+
+_NOTHING = markup.box(word("Click a LoRA to see and edit its card."), "empty")
