@@ -99,7 +99,8 @@ def test_ruff_finds_nameless_encodings_too(tmp_path):
 
 @pytest.mark.parametrize("path", PROGRAM_FILES, ids=name_of)
 def test_nothing_that_windows_lacks_is_used(path):
-    found = [f"{name_of(path)}:{node.lineno}: {words}" for node, words in names_used(path) if words in FORBIDDEN]
+    used = [(node, words) for node, words in names_used(path) if (name_of(path), words) not in ALLOWED]
+    found = [f"{name_of(path)}:{node.lineno}: {words}" for node, words in used if words in FORBIDDEN]
     assert not found, "\n".join(found)
 
 
@@ -118,6 +119,8 @@ FORBIDDEN = {
     "os.getuid": "Windows has none",
     "os.uname": "Windows has none",
 }
+
+ALLOWED = {("lora_trainer/adapters/lent.py", "os.link")}  # copies where there are no hard links
 
 
 def names_used(path: Path) -> list[tuple[ast.AST, str]]:
@@ -162,7 +165,7 @@ def calls(path: Path) -> list[ast.Call]:
 # Where the mode is an argument: its position, its default, and whether that default is text.
 MODE_POSITION = {"open": 1, "fdopen": 1, "NamedTemporaryFile": 0, "TemporaryFile": 0, "SpooledTemporaryFile": 1}
 ENCODING_POSITION = {"read_text": 0, "write_text": 1, "TextIOWrapper": 1, "FileHandler": 2}
-OTHER_OPENERS = ("Image", "webbrowser", "safetensors", "os", "zipfile", "tarfile", "archive")
+OTHER_OPENERS = ("Image", "webbrowser", "browser", "safetensors", "os", "zipfile", "tarfile", "archive")
 
 
 def lacks_encoding(call: ast.Call) -> bool:

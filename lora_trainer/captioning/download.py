@@ -191,7 +191,9 @@ def _read_on(address: str, file: HubFile, part: Path, tell: Callable[[int], None
         have = have if is_continued else 0
         length = response.headers.get("Content-Length")
         expected = file.size if file.size is not None else have + int(length) if length else None
-        with open(part, "ab" if is_continued else "wb") as out:
+        if not is_continued:
+            part.unlink(missing_ok=True)
+        with open(part, "ab") as out:
             tell(have)
             while block := response.read(_BLOCK):
                 out.write(block)

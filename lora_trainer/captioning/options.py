@@ -105,7 +105,8 @@ def read_options(values: Mapping[str, Any], *, default_captioner: str = "") -> C
             problems.append(Problem(name, f"is not a setting{did_you_mean(name, tuple(sorted(known)))}"))
             continue
         try:
-            read[name] = _READERS[name if name in _READERS else "a text"](name, value)
+            reader: Callable[[str, Any], Any] = _READERS.get(name, _read_text)
+            read[name] = reader(name, value)
         except (ValueError, DatasetError) as error:
             problems.append(Problem(name, str(error)))
     read = {name: value for name, value in read.items() if value is not None}
@@ -226,7 +227,6 @@ def _read_word_lists(name: str, value: Any) -> dict[str, tuple[str, ...]]:
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(RANGES, _read_number),
     **dict.fromkeys(("input_dir", "model", "ranker_model"), _read_path),
-    "a text": _read_text,
     "download": _read_flag,
     "banned": _read_words,
     "replacements": _read_replacements,
