@@ -19,6 +19,7 @@ class Preset:
         name: as given to `--preset`.
         label, help: for people.
         families: the model families that it is meant for.
+        base: the file name without ending of the one base model that it is meant for; "" for any.
         values: settings by YAML key.
         reasons: why each of them, by the same keys.
     """
@@ -27,6 +28,7 @@ class Preset:
     label: str
     help: str
     families: tuple[str, ...]
+    base: str
     values: dict[str, Any]
     reasons: dict[str, str]
 
@@ -44,6 +46,7 @@ def _read(path: Path) -> Preset:
         label=data["label"],
         help=data["help"],
         families=tuple(data["families"]),
+        base=data.get("base", ""),
         values={key: setting["value"] for key, setting in settings.items()},
         reasons={key: setting["reason"] for key, setting in settings.items()},
     )

@@ -29,14 +29,11 @@ if TYPE_CHECKING:
     from lora_trainer.training.session import TrainResult
 
 INK_PICTURES = DATA_SETS / "ink" / "train"
-PRESET = "ink-painting"
+PRESET = "miniature"
 NAME = "demo_ink"
 DEFAULT_FOLDER = Path("demo-output")
 CORRECTED = ("ink-01.png", "ink-03.png", "ink-04.png", "ink-05.png")
 """Pictures whose captions in the data set are right; the first of which the captioner says otherwise is corrected."""
-EPOCHS = 40  # 24 pictures in batches of 4: 240 steps, as many as a training of 150 pictures takes in 6 epochs
-FOR_A_SMALL_BASE = {"learning_rate": 1e-3, "target_modules": "attention_ff"}
-"""A network this small learns little from its queries and values alone, and bears a higher rate than a full-size one."""
 PROMPTS = (
     "blue mountains behind a lake with a red boat by day",
     "green hills behind a green field with a house with a red roof and pine trees by day",
@@ -158,14 +155,12 @@ def write_captions(pictures: Path, control: TrainControl) -> bool:
 
 
 def make_config(folder: Path, pictures: Path) -> TrainConfig:
-    """Returns the preset's settings with the demo's paths. There are few pictures, so there are more epochs."""
+    """Returns the preset's settings with the demo's paths."""
     values: dict[str, Any] = {
         **load_presets()[PRESET].values,
         "train_data_dir": str(pictures),
         "base_model": str(BASE),
         "output_dir": str(folder / NAME),
-        "epochs": EPOCHS,
-        **FOR_A_SMALL_BASE,
         "comment": "Made by the demo",
     }
     return parse_config(values)

@@ -189,7 +189,7 @@ class TrainPart:
             self.form["trigger_words"] = build_widget("trigger_words")
             self.preset = unsaved(
                 gr.Dropdown(
-                    choices=list(self._presets_of(None).values()),
+                    choices=list(self._presets_of(None, "").values()),
                     value=None,
                     label="Preset",
                     info="Good values for a purpose. What you set by hand stays.",
@@ -221,12 +221,13 @@ class TrainPart:
         hidden = {"show_label": False, "elem_classes": "lora_trainer_hidden"}
         self.text = unsaved(gr.Textbox("", elem_id="lora_trainer_train_text", **hidden))
 
-    def _presets_of(self, family: str | None) -> dict[str, str]:
-        """Returns the labels of the presets of a family, of all while it is unknown, by name.
+    def _presets_of(self, family: str | None, base: str) -> dict[str, str]:
+        """Returns the labels of the presets of a family, of all while it is unknown, by name; those for this very base first.
 
         Lists show labels and not names, since gradio 3 knows no lists of both.
         """
         chosen = [preset for preset in self.presets.values() if family is None or family in preset.families]
+        chosen = sorted((preset for preset in chosen if preset.base in ("", base)), key=lambda preset: not preset.base)
         return {preset.name: preset.label for preset in chosen}
 
     def _choose_base(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -237,10 +238,12 @@ class TrainPart:
             return self.look(values)
         load_ahead()
         family = examined.detection.family
-        labels = self._presets_of(family)
+        labels = self._presets_of(family, path.stem)
+        own = next((name for name in labels if self.presets[name].base), None)
         before = self._preset_name(values["preset"])
         purpose = (before or USUAL_PRESET).rpartition("-")[2]
-        name = next((name for name in (before, f"{family}-{purpose}", f"{family}-{USUAL_PRESET}") if name in labels), None)
+        wanted = (own, before, f"{family}-{purpose}", f"{family}-{USUAL_PRESET}")
+        name = next((name for name in wanted if name in labels), None)
         changes = self._apply_preset(values, name)
         return {**changes, "preset": gr.update(choices=list(labels.values()), value=labels.get(name or ""))}
 

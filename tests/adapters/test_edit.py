@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lora_trainer.adapters import export
+from lora_trainer.adapters import writing
 from lora_trainer.adapters.container import model_hash, read_header
 from lora_trainer.adapters.edit import convert, merge, resize, split
 from lora_trainer.adapters.export import save_lora
@@ -358,7 +358,7 @@ def test_a_write_that_fails_leaves_the_old_and_nothing_beside_it(
         path.write_bytes(head)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "_write", fail)
+    monkeypatch.setattr(writing, "_write", fail)
     with pytest.raises(OSError, match="No space left"):
         resize(source, source if is_in_place else tmp_path / "small.safetensors", 2)
     assert source.read_bytes() == before

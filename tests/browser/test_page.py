@@ -26,8 +26,8 @@ def test_from_dropped_files_to_a_lora(start_server, open_page, tmp_path):
 
     show_part(page, "Train")
     choose(page, "base_model", "tiny")
-    page.wait_for_selector(".lora_trainer_family")
-    assert "Stable Diffusion 1" in page.locator(".lora_trainer_family").inner_text()
+    page.wait_for_selector("div.lora_trainer_family")
+    assert "Stable Diffusion 1" in page.locator("div.lora_trainer_family").inner_text()
     # Many small batches make one step, so that there is time to see the bar move.
     for name, value in {
         "trigger_words": "guofeng",
@@ -83,7 +83,7 @@ def test_problems_stand_beside_their_fields_and_go_away(start_server, open_page)
     page.wait_for_selector(".lora_trainer_card >> nth=2")
     show_part(page, "Train")
     choose(page, "base_model", "tiny")
-    page.wait_for_selector(".lora_trainer_family")
+    page.wait_for_selector("div.lora_trainer_family")
     set_field(page, "lora_rank", 0)
     beside = page.locator("#lora_trainer_train_lora_rank .lora_trainer_beside")
     beside.wait_for()

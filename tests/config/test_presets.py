@@ -10,7 +10,8 @@ PRESETS = load_presets()
 
 def test_style_character_and_concept_exist_for_sd1_and_sdxl():
     assert {f"{family}-{kind}" for family in ("sd1", "sdxl") for kind in ("style", "character", "concept")} | {
-        "ink-painting"
+        "ink-painting",
+        "miniature",
     } == set(PRESETS)
 
 

@@ -19,7 +19,6 @@ from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.captioning.blip import load as load_blip
 from lora_trainer.captioning.captioner import CaptionerSettings
 from lora_trainer.demo.assets import BASE, CAPTIONER, CLIP, DATA_SETS
-from lora_trainer.demo.command import FOR_A_SMALL_BASE
 from lora_trainer.demo.recipe.judge import dominant_colour, shape_scenes
 from lora_trainer.demo.recipe.paint import paint
 from lora_trainer.demo.recipe.scenes import caption, draw_scene
@@ -75,7 +74,7 @@ def test_captions_to_correct_are_of_pictures_that_are_there() -> None:
 @pytest.fixture(scope="module")
 def ink(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[TrainEvent]]:
     folder = tmp_path_factory.mktemp("loras") / "ink"
-    return train_lora(folder, DATA_SETS / "ink", max_train_steps=120, **FOR_A_SMALL_BASE)
+    return train_lora(folder, DATA_SETS / "ink", max_train_steps=120)
 
 
 @pytest.mark.slow
@@ -92,7 +91,7 @@ def test_a_lora_learns_the_style_and_its_weight_rules_it(model: DiffusionModel, 
 @pytest.mark.slow
 def test_two_loras_show_both_effects(model: DiffusionModel, ink: tuple[Path, list[TrainEvent]], tmp_path: Path) -> None:
     """The stack moves the pictures of each by itself in the direction in which the other moves the base's."""
-    balloon, _ = train_lora(tmp_path / "balloon", DATA_SETS / "balloon", max_train_steps=60, **FOR_A_SMALL_BASE)
+    balloon, _ = train_lora(tmp_path / "balloon", DATA_SETS / "balloon", max_train_steps=60)
     prompts = [prompt + " with a striped balloon" for prompt in PROMPTS]
     stacks = {"ink": [LoraUse(ink[0], 0.6)], "balloon": [LoraUse(balloon)], "both": [LoraUse(ink[0], 0.6), LoraUse(balloon)]}
     grids = {name: draw(model, uses, prompts, (1.0,), steps=10) for name, uses in stacks.items()}

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 from lora_trainer.bootstrap import ROOT
+from lora_trainer.config.presets import load_presets
 from lora_trainer.ui.page import SCRIPTS, build_page
 from tests.ui.strings import visible_strings
 
@@ -16,6 +17,7 @@ def test_every_visible_text_has_its_chinese(services):
     found = visible_strings(build_page(services))
     services.host.name = "a1111"  # some words are only seen in a WebUI
     found |= visible_strings(build_page(dataclasses.replace(services)))
+    found |= {preset.label for preset in load_presets().values()}  # those for one base are offered with it
     assert sorted(found - WORDS.keys()) == []
     scripts = "".join(path.read_text(encoding="utf-8") for path in SCRIPTS)
     assert sorted(text for text in WORDS.keys() - found if f'"{text}"' not in scripts) == []

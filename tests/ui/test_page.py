@@ -132,6 +132,19 @@ def test_a_base_brings_its_preset_and_leaves_what_was_set(page, make_base):
     assert "lora_rank" not in changes and changes["resolution"] == "512"
 
 
+def test_a_preset_for_one_base_comes_and_goes_with_it(page, make_base):
+    make_base()
+    make_base("miniature.safetensors")
+    train = page.parts["train"]
+    there = train._choose_base(values_of(base_model="miniature.safetensors"))
+    assert there["preset"]["value"] == there["preset"]["choices"][0] == "Demo (the miniature base)"
+    assert (there["learning_rate"], there["epochs"]) == ("0.001", 40) and "resolution" not in there
+    shown = {**values_of(), **there, "preset": there["preset"]["value"], "base_model": "base.safetensors"}
+    back = train._choose_base(shown)
+    assert back["preset"]["value"] == "Style (SD1)" and "Demo (the miniature base)" not in back["preset"]["choices"]
+    assert (back["learning_rate"], back["resolution"]) == ("0.0001", "512")
+
+
 def test_name_and_sample_prompt_follow_the_pictures_until_they_are_given(page, make_set):
     make_set("ink", num_pictures=2)
     make_set("boats", num_pictures=2, caption="sails {number}")
