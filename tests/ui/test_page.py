@@ -137,11 +137,11 @@ def test_a_preset_for_one_base_comes_and_goes_with_it(page, make_base):
     make_base("miniature.safetensors")
     train = page.parts["train"]
     there = train._choose_base(values_of(base_model="miniature.safetensors"))
-    assert there["preset"]["value"] == there["preset"]["choices"][0] == "Demo (the miniature base)"
+    assert there["preset"]["value"] == there["preset"]["choices"][0] == "Demo (miniature base)"
     assert (there["learning_rate"], there["epochs"]) == ("0.001", 40) and "resolution" not in there
     shown = {**values_of(), **there, "preset": there["preset"]["value"], "base_model": "base.safetensors"}
     back = train._choose_base(shown)
-    assert back["preset"]["value"] == "Style (SD1)" and "Demo (the miniature base)" not in back["preset"]["choices"]
+    assert back["preset"]["value"] == "Style (SD1)" and "Demo (miniature base)" not in back["preset"]["choices"]
     assert (back["learning_rate"], back["resolution"]) == ("0.0001", "512")
 
 
