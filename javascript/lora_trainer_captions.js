@@ -121,6 +121,7 @@
     function restoreDrafts() {
         const entries = root().querySelector("[data-folder]");
         if (entries) beIn(entries.dataset.folder);
+        let isPutBack = false;
         for (const field of fields()) {
             if (field.isKnown) continue;
             field.isKnown = true;
@@ -128,7 +129,10 @@
             if (!draft) continue;
             field.value = draft.text;
             mark(field, "not saved yet");
+            isPutBack = draft.isConflict || isPutBack;
+            draft.isConflict = false;  // its box is gone with the field: asked again, the server tells it again
         }
+        if (isPutBack) save();
     }
 
     function goTo(field, step) {

@@ -16,6 +16,7 @@ import shutil
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,7 +93,9 @@ def download_model(model: str, target: Path, *, tell: Tell, is_stopped: Callable
             def tell_file(have: int, begun: int = begun) -> None:
                 tell(begun + have, max(total, begun + have))
 
-            if not _load(f"{endpoint()}/{model}/resolve/{commit}/{file.name}", file, target, tell_file, is_stopped):
+            if not _load(
+                f"{endpoint()}/{model}/resolve/{commit}/{urllib.parse.quote(file.name)}", file, target, tell_file, is_stopped
+            ):
                 return False
             done += (target / file.name).stat().st_size
         (target / PLAN_NAME).unlink()
@@ -172,6 +175,8 @@ def _load(address: str, file: HubFile, target: Path, tell: Callable[[int], None]
             if tries >= MOST_TRIES or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
                 have = f"{describe_mb(_size(part) / 1e6)} of {describe_mb((file.size or 0) / 1e6)} of {file.name} are there"
                 raise _BrokenOffError(f"{getattr(error, 'reason', None) or error}; {have}.") from error
+        if is_stopped():
+            return False
         time.sleep(WAIT_SECONDS * 2 ** (tries - 1))
     _check_content(file, part)
     replace_file(part, path)

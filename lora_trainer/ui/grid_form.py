@@ -93,6 +93,8 @@ class GridForm:
         if is_ours and names:
             loras = names[:1]
         changes = self._follow({**values, "loras": loras}) if is_ours else {}
+        if is_ours:
+            changes["filled"]["loras"] = loras
         bases = [model.name for model in host.checkpoints()]
         base = changes.get("base_model", values["base_model"])
         found = {
@@ -156,7 +158,11 @@ class GridForm:
         for name, value in wanted.items():
             if is_forced or values.get(name) in (None, "", before.get(name)):
                 changes[name] = before[name] = value
-        return {**changes, "filled": {**before, "loras": names}}
+        for name, nothing in (("prompts", ""), ("train_data_dir", None)):  # those of the LoRA before say nothing of this one
+            if name not in wanted and (is_forced or (name in before and values.get(name) == before[name])):
+                changes[name] = nothing
+                before.pop(name, None)
+        return {**changes, "filled": {**before, "loras": None}}  # the user's own choice, unless `refresh` says otherwise
 
     def _sensible(self, name: str) -> dict[str, Any]:
         """Returns prompt, base model and training pictures for a LoRA: those of its run, as far as there is one."""

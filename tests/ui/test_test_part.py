@@ -89,6 +89,18 @@ def test_after_a_training_sensible_values_stand_there(page: Page) -> None:
     assert "prompts" not in test.refresh(values)  # what the user wrote stays
 
 
+def test_a_lora_that_the_user_chose_stays_and_brings_nothing_of_the_one_before(page: Page, services: Services) -> None:
+    test = page.parts["test"]
+    shown = test.refresh(values_of(page))
+    make(services.host.folders().lora_dir / "found.safetensors")
+    values = {"prompts": shown["prompts"], "train_data_dir": "boats", "filled": shown["filled"]}
+    chosen = test.fields._choose_loras(values_of(page, loras=["found"], **values))
+    assert chosen["prompts"] == "" and chosen["train_data_dir"] is None
+    values = values_of(page, loras=["found"], prompts="", filled=chosen["filled"], base_model="base.safetensors")
+    assert test.refresh(values)["loras"]["value"] == ["found"]
+    assert test.test(values_of(page, prompts="guofeng, a boat"), "found")["prompts"] == ""
+
+
 def test_saved_steps_are_rows_before_the_finished_file(page: Page, services: Services) -> None:
     test = page.parts["test"]
     values = values_of(

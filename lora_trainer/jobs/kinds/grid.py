@@ -93,14 +93,16 @@ def _draw_by_host(job: GridJob, base: ModelFile, context: JobContext) -> Grid:
         values = {name: value for name, value in asdict(settings).items() if name != "prompt"}
         return host.generate(prompt, base="" if is_loaded else base.name, **values)
 
-    with lent(files, host.folders().lora_dir) as places:
-        on_cell = _begin(rows, job, base.path.stem, context)
-        grid = draw_cells_by(
-            draw, rows, base=base.path.stem, places=places, weights=job.weights, control=context.control, on_cell=on_cell
-        )
-    for place in {place for path, place in places.items() if path != place}:
-        host.lora_changed(place)  # it is gone from the WebUI's list, and what it held of it is dropped
-    return grid
+    places: Mapping[Path, Path] = {}
+    try:
+        with lent(files, host.folders().lora_dir) as places:
+            on_cell = _begin(rows, job, base.path.stem, context)
+            return draw_cells_by(
+                draw, rows, base=base.path.stem, places=places, weights=job.weights, control=context.control, on_cell=on_cell
+            )
+    finally:
+        for place in {place for path, place in places.items() if path != place}:
+            host.lora_changed(place)  # it is gone from the WebUI's list, and what it held of it is dropped
 
 
 def _side_of(base: ModelFile) -> int:
