@@ -47,7 +47,8 @@ class WebUI(ABC):
     def checkpoints(self) -> Sequence[ModelFile]:
         current = sd_models.checkpoint_aliases.get(shared.opts.data.get("sd_model_checkpoint"))
         listed = sorted(sd_models.checkpoints_list.values(), key=lambda info: info is not current)  # the others keep their order
-        return [ModelFile(info.title, Path(info.filename).absolute()) for info in listed]
+        # Not by their titles: a file's hash comes to its title when the WebUI first loads it, and a choice would be lost.
+        return [ModelFile(info.name, Path(info.filename).absolute()) for info in listed]
 
     def vaes(self) -> Sequence[ModelFile]:
         return [ModelFile(name, Path(path).absolute()) for name, path in sd_vae.vae_dict.items()]

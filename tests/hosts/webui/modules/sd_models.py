@@ -19,6 +19,10 @@ class CheckpointInfo:
     title: str
     filename: str
 
+    @property
+    def name(self) -> str:
+        return self.title.partition(" [")[0]
+
 
 checkpoints_list: dict[str, CheckpointInfo] = {}
 checkpoint_aliases: dict[str, CheckpointInfo] = {}
