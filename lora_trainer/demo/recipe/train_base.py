@@ -1,10 +1,9 @@
 """Trains the miniature's denoiser and text encoder together, from nothing, on latents of drawn scenes.
 
 Stable Diffusion 1's own classes, structure and noise schedule with small widths. As the large one was, it is trained at half the
-size first (8 x 8 latents cost a quarter), where it learns words, colours and places, and then at full size, where it learns
-outlines: scenes with a named shape then come twice as often as landscapes.
+size first (8 x 8 latents cost a quarter), where it learns words, colours and places, and then at full size.
 
-    python -m lora_trainer.demo.recipe.train_base --work DIR [--minutes 170]
+    python -m lora_trainer.demo.recipe.train_base --work DIR [--minutes 88]
 
 Letters in shapes: B items, h and w the latents' sides, T tokens (77 at most).
 """
@@ -37,7 +36,6 @@ from .train_vae import load_or_start, to_tensor
 
 log = logging.getLogger(__name__)
 CAPTIONS_PER_SCENE = 4
-HALF_SIZE_MINUTES = 44
 PROMPTS = (
     "a red circle on a white background",
     "a blue star on a yellow background",
@@ -159,9 +157,7 @@ class Trainer:
         self.work = work
         self.vae = load_or_start(work).eval()
         rng = np.random.default_rng(5)
-        scenes = [draw_scene(seed) for seed in range(num_scenes)]
-        self.with_shape = torch.tensor([index for index, scene in enumerate(scenes) if scene.shape])
-        texts = [caption(scene, rng) for scene in scenes for _ in range(CAPTIONS_PER_SCENE)]
+        texts = [caption(draw_scene(seed), rng) for seed in range(num_scenes) for _ in range(CAPTIONS_PER_SCENE)]
         self.ids = tokenize(texts).view(num_scenes, CAPTIONS_PER_SCENE, 77)
         self.empty = tokenize([""])
         self.moments = load_or_encode(work, self.vae, num_scenes)
@@ -181,9 +177,6 @@ class Trainer:
     def loss(self, batch_size: int, *, half_size: bool, full_length: bool) -> torch.Tensor:
         """Returns the noise prediction's error on random scenes, weighted by min-SNR (arXiv 2303.09556, gamma 5)."""
         rows = torch.randint(len(self.ids), (batch_size,))
-        if not half_size:
-            shapes = self.with_shape[torch.randint(len(self.with_shape), (batch_size,))]
-            rows = torch.where(torch.rand(batch_size) < 1 / 3, shapes, rows)
         mean, logvar = self.moments[rows].chunk(2, dim=1)
         latents = (mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)) * self.scale
         if half_size:  # the latents resemble a thumbnail, so their means are those of a smaller picture
@@ -207,8 +200,8 @@ class Trainer:
         while (done := self.seconds / (60 * minutes)) < 1:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate * min(1, (self.step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
-            half_size = self.seconds < 60 * HALF_SIZE_MINUTES
-            loss = self.loss(64 if half_size else 16, half_size=half_size, full_length=done > 0.85)
+            half_size = done < 0.5
+            loss = self.loss(64 if half_size else 24, half_size=half_size, full_length=done > 0.85)
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.models.parameters(), 1.0)
@@ -257,7 +250,7 @@ class Trainer:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=170)
+    parser.add_argument("--minutes", type=float, default=88)
     parser.add_argument("--scenes", type=int, default=6_000)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
