@@ -15,8 +15,8 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.arithmetic import count_flops, measure_peak
 from benchmarks.report import Row, describe_spread, format_section
-from benchmarks.workload import FULL, SD1, SDXL, TINY, Size, make_config
+from benchmarks.workload import FULL, SD1, SDXL, TINY, Size, denoiser_wrapped, make_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import TrainControl
 from lora_trainer.events import TrainEvent
@@ -76,17 +76,9 @@ class DenoiserClock:
             return sum(float(begin.elapsed_time(end)) for begin, end in spans) / 1000
         return sum(end - begin for begin, end in spans)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> AbstractContextManager[None]:
         """Within it, the denoiser's class and `Tensor.backward` report here."""
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-        forward, backward = UNet2DConditionModel.forward, torch.Tensor.backward
-        UNet2DConditionModel.forward, torch.Tensor.backward = self._timed(forward), self._timed(backward)
-        try:
-            yield
-        finally:
-            UNet2DConditionModel.forward, torch.Tensor.backward = forward, backward
+        return denoiser_wrapped(self._timed)
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:

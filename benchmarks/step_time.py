@@ -12,8 +12,8 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from benchmarks.workload import (
     BareLoop,
     Size,
     count_parameters,
+    denoiser_wrapped,
     inject_by_hand,
     inject_by_peft,
     load_base,
@@ -69,17 +70,9 @@ class Stopwatch:
         self._started, self._denoiser = time.process_time(), 0.0
         return lap
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> AbstractContextManager[None]:
         """Within it, the denoiser's class and `Tensor.backward` report their time here."""
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-        forward, backward = UNet2DConditionModel.forward, torch.Tensor.backward
-        UNet2DConditionModel.forward, torch.Tensor.backward = self._timed(forward), self._timed(backward)
-        try:
-            yield
-        finally:
-            UNet2DConditionModel.forward, torch.Tensor.backward = forward, backward
+        return denoiser_wrapped(self._timed)
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:

@@ -7,9 +7,11 @@ fused AdamW. It knows nothing of captions, crops, resume, guards or files; the t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,19 @@ RANK = 16
 LEARNING_RATE = 1e-4
 MAX_GRAD_NORM = 1.0
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@contextmanager
+def denoiser_wrapped(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Within it, the forward of the denoiser's class and `Tensor.backward` are what `wrap` makes of them."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    forward, backward = UNet2DConditionModel.forward, Tensor.backward
+    UNet2DConditionModel.forward, Tensor.backward = wrap(forward), wrap(backward)
+    try:
+        yield
+    finally:
+        UNet2DConditionModel.forward, Tensor.backward = forward, backward
 
 
 @dataclass(frozen=True)
