@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import re
 
 import gradio as gr
@@ -14,7 +15,7 @@ from lora_trainer.events import TrainEvent
 from lora_trainer.ui import estimate, gallery
 from lora_trainer.ui.curves import MOST_POINTS, Curve
 from lora_trainer.ui.form import fill
-from lora_trainer.ui.page import Page
+from lora_trainer.ui.page import Page, build_page
 
 pytestmark = pytest.mark.hosts
 
@@ -35,6 +36,18 @@ def values_of(**changes: object) -> dict[str, object]:
 
 def text_of(html: str) -> str:
     return re.sub(r"\s+", " ", re.sub("<[^>]+>", "", html)).strip()
+
+
+def test_garbage_waits_only_until_the_page_is_built(services, monkeypatch):
+    was_enabled = []
+    build = Page.build
+    monkeypatch.setattr(Page, "build", lambda page: was_enabled.append(gc.isenabled()) or build(page))
+    build_page(services)
+    assert (was_enabled, gc.isenabled()) == ([False], True)
+    monkeypatch.setattr(Page, "build", lambda page: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build_page(services)
+    assert gc.isenabled()
 
 
 def test_every_setting_has_a_field(page):
