@@ -55,6 +55,13 @@ class Adapter(Protocol):
     def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
         """Returns the trainable weights (fp32) by part, in a stable order."""
 
+    def seed_dropout(self, seed: int) -> None:
+        """Says what is dropped in the forwards from now on: for equal seeds the same, whatever else draws random numbers.
+
+        Args:
+            seed: 0 or more, below 2 to the power of 63.
+        """
+
     def tensors(self) -> dict[str, Tensor]:
         """Returns the trainable weights by our own stable names, for the resume state. They are not copies."""
 

@@ -26,6 +26,26 @@ from lora_trainer.models.family import TrainableModel
 PEFT_NAME = "default"
 
 
+class SeededDropout(nn.Module):
+    """Dropout that draws from a generator of its own, so that no picture that a host draws meanwhile depends on ours.
+
+    What is dropped follows from `seed` and the layer's name alone: a forward that checkpointing repeats drops the same again.
+    """
+
+    def __init__(self, share: float, name: ModuleName) -> None:
+        super().__init__()
+        self.share = share
+        self.seed = 0
+        self._layer_seed = _draw_seed(f"dropout/{name.part}/{name.module}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        generator = torch.Generator(x.device).manual_seed(self.seed ^ self._layer_seed)
+        is_kept = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - self.share, generator=generator)
+        return x * is_kept * (1 / (1 - self.share))
+
+
 class _ComputesLikeItsBase:
     """A LoRA layer that computes in the dtype of its frozen base layer, whatever that of its own weights.
 
@@ -78,6 +98,8 @@ class LoraAdapter:
                 name = ModuleName(part_name, module_name)
                 layers[name] = layer
                 _set_first_weights(layer, name, seed)
+                if dropout > 0:
+                    layer.lora_dropout[PEFT_NAME] = SeededDropout(dropout, name).train(layer.training)
         return cls(parts, layers, rank=rank, alpha=alpha)
 
     def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
@@ -85,6 +107,11 @@ class LoraAdapter:
         for name, layer in self._layers.items():
             by_part[name.part] += [_down(layer).weight, _up(layer).weight]
         return by_part
+
+    def seed_dropout(self, seed: int) -> None:
+        for layer in self._layers.values():
+            if isinstance(dropout := layer.lora_dropout[PEFT_NAME], SeededDropout):
+                dropout.seed = seed
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {}
@@ -183,14 +210,18 @@ def _set_first_weights(layer: Any, name: ModuleName, seed: int) -> None:
 
     The draws depend on the seed and the layer's name alone, so the choice of other layers changes nothing here.
     """
-    digest = hashlib.sha256(f"{seed}/{name.part}/{name.module}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    generator = torch.Generator().manual_seed(_draw_seed(f"{seed}/{name.part}/{name.module}"))
     device = layer.get_base_layer().weight.device
     down, up = _down(layer), _up(layer)
     bound = 1 / math.sqrt(math.prod(down.weight.shape[1:]))
     first = torch.empty(down.weight.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
     down.weight = nn.Parameter(first.to(device))
     up.weight = nn.Parameter(torch.zeros(up.weight.shape, dtype=torch.float32, device=device))
+
+
+def _draw_seed(text: str) -> int:
+    """Returns a number of 63 bits that follows from the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def _apply(layer: Any, x: Tensor) -> Tensor:

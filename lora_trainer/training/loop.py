@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 
+from lora_trainer.adapters.adapter import Adapter
 from lora_trainer.control import TrainControl
 from lora_trainer.errors import TrainingError
 from lora_trainer.events import Emit
@@ -41,7 +41,6 @@ class LoopSettings:
         save_steps: a save each this many steps; 0 for none but the last.
         max_grad_norm: of clipping; 0 for none.
         schedule: of the learning rate.
-        dropout: whether the adapter drops anything, so that its generator must be seeded.
         max_skips: skipped steps in a row that end the run.
     """
 
@@ -49,7 +48,6 @@ class LoopSettings:
     save_steps: int
     max_grad_norm: float
     schedule: Schedule
-    dropout: bool
     max_skips: int = 5
 
 
@@ -74,7 +72,7 @@ class Trainer:
     """The loop with what it works on.
 
     Args:
-        model, parameters: the base, and the trainable weights in it.
+        model, adapter, parameters: the base, what is trained in it, and its weights.
         optimizer: holds `parameters`, in groups that carry "base_lr".
         feeder: gives the batches of a step.
         precision, objective, ladder, settings: see their types.
@@ -92,6 +90,7 @@ class Trainer:
         self,
         *,
         model: TrainableModel,
+        adapter: Adapter,
         parameters: list[nn.Parameter],
         optimizer: torch.optim.Optimizer,
         feeder: Feeder,
@@ -109,7 +108,7 @@ class Trainer:
         after_save: Callable[[], None],
         sample: Callable[[], None],
     ) -> None:
-        self.model, self.parameters, self.optimizer, self.feeder = model, parameters, optimizer, feeder
+        self.model, self.adapter, self.parameters, self.optimizer, self.feeder = model, adapter, parameters, optimizer, feeder
         self.precision, self.objective, self.ladder, self.settings, self.state = precision, objective, ladder, settings, state
         self.control, self.poll, self.emit = control, poll, emit
         self.lease, self.luggage = lease, luggage
@@ -191,7 +190,8 @@ class Trainer:
         total_weight = sum(len(batch) for batch in batches)
         seen = []
         for batch in batches:
-            with seeded(batch.seed, self.precision.device, enabled=self.settings.dropout), self.precision.autocast():
+            self.adapter.seed_dropout(batch.seed)
+            with self.precision.autocast():
                 texts = {} if batch.captions is None else self.model.encode_texts(batch.captions)
                 losses = self.model.losses(batch.tensors | texts, batch.draws, self.objective)
             ((losses * batch.weights).sum() * (self.precision.scale / total_weight)).backward()
@@ -269,15 +269,3 @@ class Trainer:
         if self.saved_step != self.state.step:
             self.save()
             self.saved_step = self.state.step
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device, *, enabled: bool) -> Iterator[None]:
-    """Within it, torch's global generators start at `seed`; afterwards they are as they were, since a host uses them too."""
-    if not enabled:
-        yield
-        return
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -245,7 +245,6 @@ class Session:
                 restarts=config.lr_restarts,
                 min_ratio=config.lr_min_ratio,
             ),
-            dropout=config.lora_dropout > 0,
         )
 
     def make_ladder(self, model: TrainableModel, feeder: Feeder) -> MemoryLadder:
@@ -345,6 +344,7 @@ class Running:
         session = self.session
         return Trainer(
             model=self.model,
+            adapter=self.adapter,
             parameters=[parameter for group in self.optimizer.param_groups for parameter in group["params"]],
             optimizer=self.optimizer,
             feeder=self.feeder,

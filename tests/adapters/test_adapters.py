@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_trainer.adapters.adapter import ModuleName
+from lora_trainer.adapters.lora import SeededDropout
 from lora_trainer.adapters.table import ADAPTERS
 from lora_trainer.errors import AdapterError
 from lora_trainer.models.family import TrainableModel
@@ -134,7 +136,37 @@ def test_dropout_acts_in_training_mode_alone(model: TrainableModel, name: str) -
         assert torch.equal(first["losses"], second["losses"]), "parts are in evaluation mode after loading"
         for part in model.parts.values():
             part.train()
-        assert not torch.equal(outputs(model)["losses"], outputs(model)["losses"])
+        assert not torch.equal(outputs(model)["losses"], first["losses"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_dropped_follows_from_the_seed_and_no_picture_of_a_host_from_it(model: TrainableModel, name: str) -> None:
+    adapter = inject(model, name=name, dropout=0.5)
+    randomise(adapter)
+    for part in model.parts.values():
+        part.train()
+
+    def losses(seed: int) -> torch.Tensor:
+        adapter.seed_dropout(seed)
+        return outputs(model)["losses"]
+
+    with torch.no_grad():
+        first, before = losses(7), torch.get_rng_state()
+        assert not torch.equal(losses(8), first)
+        torch.manual_seed(3)  # a generation of the host, which sets torch's own generator
+        assert torch.equal(losses(7), first)
+        torch.set_rng_state(before)
+        losses(7)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share() -> None:
+    dropout = SeededDropout(0.25, ModuleName("unet", "conv_in")).train()
+    kept = dropout(torch.ones(400, 400))
+    assert sorted(kept.unique().tolist()) == pytest.approx([0, 4 / 3])
+    assert float((kept == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
+    other = SeededDropout(0.25, ModuleName("unet", "conv_out")).train()
+    assert not torch.equal(other(torch.ones(400, 400)), kept), "each layer drops its own"
 
 
 @pytest.mark.parametrize("name", NAMES)
