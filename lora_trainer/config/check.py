@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+from lora_trainer.config.presets import load_presets
 from lora_trainer.config.schema import TrainConfig, default_of
 from lora_trainer.errors import Problem, pip_command
 from lora_trainer.registry import Entry
@@ -134,7 +135,7 @@ def _check_rates(config: TrainConfig, optimizer: Entry) -> list[Problem]:
     if 0 < rate < low:
         problems.append(Problem(field, f"({rate:g}) is below {low:g}, where little is learned.", "warning", usual))
     for name, value in ((field, rate), ("text_encoder_lr", text_rate)):
-        if value > high:
+        if value > high and not _is_made_for(config.base_model, value):
             problems.append(Problem(name, f"({value:g}) is above {high:g}, where most runs swing.", "warning", usual))
     if optimizer.options.get("one_rate") and rate > 0 and text_rate not in (0, rate):
         problems.append(
@@ -154,6 +155,12 @@ def _check_rates(config: TrainConfig, optimizer: Entry) -> list[Problem]:
             )
         )
     return problems
+
+
+def _is_made_for(base_model: Path, rate: float) -> bool:
+    """Returns whether a preset that was made for this very base sets the learning rate."""
+    presets = [preset for preset in load_presets().values() if preset.base == base_model.stem]
+    return any(float(preset.values.get("learning_rate", 0)) == rate for preset in presets)
 
 
 def _check_schedule(config: TrainConfig) -> list[Problem]:

@@ -7,6 +7,8 @@ import pytest
 
 from lora_trainer.config.check import check_config
 from lora_trainer.config.parse import parse_config
+from lora_trainer.config.presets import load_presets
+from lora_trainer.demo.assets import BASE
 from lora_trainer.training.table import OPTIMIZERS
 
 
@@ -47,6 +49,14 @@ def test_nothing_to_train_is_refused(values):
 
 def test_a_wild_learning_rate_is_a_warning(values):
     assert "(0.01) is above 0.0005" in findings({**values, "learning_rate": "0.01"}, "warning")["learning_rate"]
+
+
+def test_a_rate_that_a_preset_sets_for_its_base_is_none(values):
+    rate = load_presets()["miniature"].values["learning_rate"]
+    made_for = {**values, "base_model": str(BASE), "learning_rate": rate}
+    assert float(rate) > 5e-4 and "learning_rate" not in findings(made_for, "warning")
+    assert "learning_rate" in findings({**made_for, "learning_rate": "2e-3"}, "warning")
+    assert "learning_rate" in findings({**made_for, "base_model": values["base_model"]}, "warning")
 
 
 def test_a_rate_is_judged_by_its_optimizer(values):
