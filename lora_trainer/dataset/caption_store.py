@@ -405,11 +405,11 @@ def _remove_leftovers(paths: Iterable[Path]) -> None:
     for path in paths:
         by_folder.setdefault(path.parent, set()).add(path.name)
     for folder, names in by_folder.items():
-        for name in os.listdir(folder):
-            if name.startswith(".") and name.endswith(TEMPORARY_SUFFIX):
-                target, _, _ = name[1:].removesuffix(TEMPORARY_SUFFIX).rpartition(".")
+        for path in folder.iterdir():
+            if path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX):
+                target, _, _ = path.name[1:].removesuffix(TEMPORARY_SUFFIX).rpartition(".")
                 if target in names:
-                    (folder / name).unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
 
 
 def _unfinished(path: Path, reason: str) -> str:
