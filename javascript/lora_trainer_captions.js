@@ -5,14 +5,48 @@
     if (window.loraTrainerCaptions) return;
 
     const LOOK_MS = 500;
+    const SOON_MS = 100;  // while something is waited for
     const PATIENCE_MS = 20000;
+    const KEPT = "lora_trainer_captions_drafts";
     const root = () => document.getElementById("lora_trainer");
     const page = () => window.loraTrainer;
-    const drafts = new Map();  // what was typed and is not known to be saved: by picture, the text and what it was typed over
-    const state = {flight: null, number: Date.now(), folder: "", wasSeen: false, wasActive: false, source: "", large: ""};
+    // What was typed and is not known to be saved: by folder and picture, the text, what it was typed over, and what was sent since.
+    const drafts = new Map();
+    const state = {flight: null, number: 0, wasSeen: false, wasActive: false, isOld: false, source: "", large: "", turned: 0, observed: null};
+    const self = `${Date.now()}-${Math.random()}`;  // tells this window from others
 
     const fields = () => [...root().querySelectorAll("textarea[data-caption]")];
-    const fieldOf = (name) => fields().find((field) => field.dataset.caption === name);
+    const folderOf = (field) => field.closest("[data-folder]").dataset.folder;
+    const fieldOf = (folder, name) => fields().find((field) => field.dataset.caption === name && folderOf(field) === folder);
+    const draftOf = (folder, name) => drafts.has(folder) && drafts.get(folder).get(name);
+    const typed = () => document.activeElement && document.activeElement.closest("#lora_trainer textarea[data-caption]");
+
+    function keep(folder, name, draft) {
+        if (!drafts.has(folder)) drafts.set(folder, new Map());
+        drafts.get(folder).set(name, draft);
+        store();
+    }
+
+    function drop(folder, name) {
+        const own = drafts.get(folder);
+        if (own && own.delete(name) && !own.size) drafts.delete(folder);
+        store();
+    }
+
+    // For a page that is loaded anew, as gradio does by itself when its server was away.
+    function store() {
+        try {
+            window.sessionStorage.setItem(KEPT, JSON.stringify([...drafts].map(([folder, own]) => [folder, [...own]])));
+        } catch (error) {  // not allowed here
+        }
+    }
+
+    function load() {
+        try {
+            for (const [folder, own] of JSON.parse(window.sessionStorage.getItem(KEPT) || "[]")) drafts.set(folder, new Map(own));
+        } catch (error) {  // not allowed here, or another's
+        }
+    }
 
     // Enters a text into a hidden field, and presses a hidden button when gradio has taken it up.
     function send(field, text, button) {
@@ -24,71 +58,93 @@
         field.closest("[data-entry]").querySelector(".lora_trainer_state").textContent = text;
     }
 
-    // What was typed into another set is not for this one; the server would refuse it.
-    function beIn(folder) {
-        if (folder === state.folder) return;
-        state.folder = folder;
-        state.flight = null;
-        drafts.clear();
-    }
-
     function note(field) {
-        beIn(field.closest("[data-folder]").dataset.folder);
+        const folder = folderOf(field);
         const name = field.dataset.caption;
-        const known = drafts.get(name);
-        const seen = known ? known.seen : field.dataset.seen;
-        if (field.value.trim() === seen && !(known && known.isConflict)) {
-            drafts.delete(name);
+        const known = draftOf(folder, name) || {seen: field.dataset.seen, sent: [], isConflict: false};
+        if (field.value.trim() === known.seen && !known.isConflict && !known.sent.length) {
+            drop(folder, name);
             mark(field, "");
         } else {
-            drafts.set(name, {text: field.value, seen, isConflict: Boolean(known && known.isConflict)});
+            keep(folder, name, {...known, text: field.value});
             mark(field, "not saved yet");
         }
     }
 
-    // One request at a time; what is typed meanwhile goes with the next.
+    // Sends all that is not known to be saved. A later message covers the earlier ones, so nothing waits for an answer; the server
+    // is told what was sent before, so that it takes none of these texts for another window's. What it holds stays in the field
+    // until the answer: every button of the part hands it over too, and so comes after it.
     function save() {
-        if (state.flight) return;
-        const edits = {};
-        for (const [name, draft] of drafts) {
-            if (!draft.isConflict) edits[name] = [draft.text, draft.seen];
+        const sets = {};
+        let isNew = false;
+        for (const [folder, own] of drafts) {
+            for (const [name, draft] of own) {
+                if (draft.isConflict) continue;
+                const before = draft.sent.filter((text) => text !== draft.text);
+                isNew = isNew || !state.flight || !draft.sent.includes(draft.text);
+                sets[folder] = {...sets[folder], [name]: [draft.text, draft.seen, ...before]};
+            }
         }
-        if (!Object.keys(edits).length) return;
+        if (!isNew) return;
+        for (const [folder, edits] of Object.entries(sets)) {
+            for (const name of Object.keys(edits)) {
+                const draft = draftOf(folder, name);
+                draft.sent = [...draft.sent.filter((text) => text !== draft.text), draft.text];
+            }
+        }
         state.number += 1;
-        state.flight = {id: state.number, edits, at: Date.now()};
-        send("edits", JSON.stringify({id: state.number, folder: state.folder, edits}), "save");
+        state.flight = {id: state.number, sets, at: Date.now()};
+        send("edits", JSON.stringify({window: self, id: state.number, sets}), "save");
     }
 
     function takeAnswer() {
-        const answer = root().querySelector("#lora_trainer_captions_answer [data-answer]");
         if (!state.flight) return;
+        const answer = root().querySelector("#lora_trainer_captions_answer [data-answer]");
         if (!answer || Number(answer.dataset.answer) !== state.flight.id) {
-            if (Date.now() - state.flight.at > PATIENCE_MS) state.flight = null;  // asked again with the next save
+            if (Date.now() - state.flight.at < PATIENCE_MS) return;
+            state.flight = null;  // no server, or none that answers: asked again
+            save();
             return;
         }
-        const {edits} = state.flight;
+        const flight = state.flight;
+        const told = JSON.parse(answer.dataset.told);
         state.flight = null;
-        for (const [name, told] of Object.entries(JSON.parse(answer.dataset.told))) {
-            const draft = drafts.get(name);
-            const field = fieldOf(name);
-            if (told.saved === undefined) {
-                if (draft) draft.isConflict = true;
-                if (field) showConflict(field, told);
-                continue;
-            }
-            if (draft && draft.text === edits[name][0]) drafts.delete(name);
-            else if (draft) draft.seen = told.saved;
-            if (!field) continue;
-            field.dataset.seen = told.saved;
-            const entry = field.closest("[data-entry]");
-            entry.querySelector(".lora_trainer_advice").innerHTML = told.advice;  // escaped by the server
-            mark(field, drafts.has(name) ? "not saved yet" : "saved");
+        for (const [folder, edits] of Object.entries(flight.sets)) {
+            for (const [name, [text]] of Object.entries(edits)) takeOne(flight, folder, name, text, told[folder][name]);
         }
-        save();
+        if (!drafts.size) page().enter("lora_trainer_captions_edits", "");
+    }
+
+    // Takes what became of one caption.
+    function takeOne(flight, folder, name, text, told) {
+        const draft = draftOf(folder, name);
+        const field = fieldOf(folder, name);
+        if (!draft) return;
+        if (told.failed !== undefined) {  // kept, and sent with what is typed next
+            if (field) mark(field, "not saved");
+            return;
+        }
+        draft.sent = [];
+        if (told.saved === undefined) {
+            draft.isConflict = true;
+            if (field) showConflict(field, told);
+            return;
+        }
+        if (draft.text === text) drop(folder, name);
+        else draft.seen = told.saved;
+        if (!field) return;
+        const isLater = Number(field.closest("[data-after]").dataset.after) >= flight.id;  // drawn when this was saved already
+        if (isLater && !draftOf(folder, name)) {
+            field.value = field.defaultValue;
+            mark(field, "");
+        }
+        if (isLater) return;
+        field.dataset.seen = told.saved;
+        field.closest("[data-entry]").querySelector(".lora_trainer_advice").innerHTML = told.advice;  // escaped by the server
+        mark(field, draftOf(folder, name) ? "not saved yet" : "saved");
     }
 
     function showConflict(field, told) {
-        const name = field.dataset.caption;
         const box = field.closest("[data-entry]").querySelector(".lora_trainer_conflict");
         const line = (tag, text) => {
             const element = document.createElement(tag);
@@ -99,38 +155,51 @@
         box.textContent = "";
         mark(field, "not saved");
         line("p", told.reason);
-        if (told.current === null) return;
-        line("q", told.current);
+        if (told.current !== null) line("q", told.current);
         const settle = (text, isMine) => {
             box.textContent = "";
-            field.dataset.seen = told.current;
+            if (told.current !== null) field.dataset.seen = told.current;
             field.value = text;
-            drafts.delete(name);
+            drop(folderOf(field), field.dataset.caption);
             if (isMine) note(field);
             else mark(field, "");
             save();
         };
-        for (const [label, isMine] of [["Keep mine", true], ["Take the other", false]]) {
+        const offer = (label, text, isMine) => {
             const button = line("button", label);
             button.type = "button";
-            button.addEventListener("click", () => settle(isMine ? field.value : told.current, isMine));
+            button.addEventListener("click", () => settle(text(), isMine));
+        };
+        if (told.current === null) {
+            offer("Discard mine", () => field.dataset.seen, false);
+            return;
         }
+        offer("Keep mine", () => field.value, true);
+        offer("Take the other", () => told.current, false);
     }
 
-    // Puts what is not saved yet back into fields that were drawn anew.
+    // Puts what is not saved yet back into fields that were drawn anew. gradio 6 does not make new ones but changes those that are
+    // there, for other pictures too, and leaves what was typed in them.
     function restoreDrafts() {
-        const entries = root().querySelector("[data-folder]");
-        if (entries) beIn(entries.dataset.folder);
+        const all = fields();
         let isPutBack = false;
-        for (const field of fields()) {
-            if (field.isKnown) continue;
-            field.isKnown = true;
-            const draft = drafts.get(field.dataset.caption);
+        let isTurned = false;
+        for (const field of all) {
+            if (field.drawn === field.dataset.drawn) continue;
+            field.drawn = field.dataset.drawn;
+            isTurned = true;
+            field.closest("[data-entry]").querySelector(".lora_trainer_conflict").textContent = "";
+            const draft = draftOf(folderOf(field), field.dataset.caption);
+            const text = draft ? draft.text : field.defaultValue;
+            if (field.value !== text) field.value = text;
+            mark(field, draft ? "not saved yet" : "");
             if (!draft) continue;
-            field.value = draft.text;
-            mark(field, "not saved yet");
-            isPutBack = draft.isConflict || isPutBack;
             draft.isConflict = false;  // its box is gone with the field: asked again, the server tells it again
+            isPutBack = true;
+        }
+        if (isTurned && state.turned) {
+            all[state.turned > 0 ? 0 : all.length - 1].focus();
+            state.turned = 0;
         }
         if (isPutBack) save();
     }
@@ -138,12 +207,14 @@
     function goTo(field, step) {
         const all = fields();
         const next = all[all.indexOf(field) + step];
+        const turner = root().querySelector(`[data-press=lora_trainer_captions_${step > 0 ? "forward" : "back"}]:not([disabled])`);
         if (next) {
             next.focus();
             next.scrollIntoView({block: "nearest"});
-        } else {
+        } else if (turner) {  // after what was typed has been sent
             field.blur();
-            page().press(step > 0 ? "lora_trainer_captions_forward" : "lora_trainer_captions_back");
+            state.turned = step;
+            window.setTimeout(() => turner.click(), 60);
         }
     }
 
@@ -165,13 +236,15 @@
     function enlarge(name) {
         state.large = name;
         send("wanted", JSON.stringify([name, Date.now()]), "enlarge");
-        showLarge();
+        look();
     }
+
+    const largeField = () => fields().find((field) => field.dataset.caption === state.large);
 
     function closeLarge() {
         const open = root().querySelector(".lora_trainer_overlay");
         if (open) open.remove();
-        const field = fieldOf(state.large);
+        const field = largeField();
         state.large = "";
         if (field) field.focus();
     }
@@ -191,7 +264,7 @@
             overlay.focus();
         }
         const [image, text] = overlay.children;
-        const field = fieldOf(state.large);
+        const field = largeField();
         overlay.setAttribute("aria-label", state.large);
         text.textContent = `${state.large}\n${field ? field.value : ""}`;
         const found = root().querySelector("#lora_trainer_captions_large img");
@@ -214,28 +287,51 @@
     }
 
     // Draws the part when it comes into view, when a job has ended, which may have written captions, and when another set was
-    // chosen: after a reload the part may be in view before the page knows the set.
+    // chosen: after a reload the part may be in view before the page knows the set. Nobody's field is drawn anew while he types.
     function look() {
         if (!root() || !page()) return;
+        const cards = document.getElementById("lora_trainer_captions_cards");
+        if (cards && state.observed !== cards) {
+            state.observed = cards;
+            observer.disconnect();
+            observer.observe(cards, {childList: true, subtree: true, attributeFilter: ["data-drawn"]});
+        }
         restoreDrafts();
         takeAnswer();
         showLarge();
-        const cards = document.getElementById("lora_trainer_captions_cards");
         const strip = root().querySelector(".lora_trainer_strip");
         const isSeen = Boolean(cards && cards.offsetParent);
         const isActive = Boolean(strip && strip.dataset.active === "1");
         const source = page().fieldText("lora_trainer_dataset_source");
-        const isOld = !state.wasSeen || (state.wasActive && !isActive) || source !== state.source;
-        if (isSeen && isOld) page().press("lora_trainer_captions_redraw");
-        if (isSeen) state.source = source;
+        state.isOld = state.isOld || !state.wasSeen || (state.wasActive && !isActive) || source !== state.source;
+        if (isSeen && state.isOld && !typed()) {
+            state.isOld = false;
+            state.source = source;
+            page().press("lora_trainer_captions_redraw");
+        }
         state.wasSeen = isSeen;
         state.wasActive = isActive;
+    }
+
+    const observer = new MutationObserver(() => restoreDrafts());
+
+    function watch() {
+        try {
+            look();
+        } finally {
+            const image = state.large && root() && root().querySelector(".lora_trainer_overlay img");
+            const isWaiting = state.flight || (image && image.style.visibility === "hidden");
+            window.setTimeout(watch, isWaiting ? SOON_MS : LOOK_MS);
+        }
     }
 
     const caption = (event) => event.target.closest && event.target.closest("#lora_trainer textarea[data-caption]");
     document.addEventListener("input", (event) => {
         const field = caption(event);
         if (field) note(field);
+    });
+    document.addEventListener("focusin", (event) => {
+        if (caption(event)) restoreDrafts();
     });
     document.addEventListener("focusout", (event) => {
         const field = caption(event);
@@ -245,6 +341,7 @@
     });
     document.addEventListener("click", (event) => {
         if (!root() || !root().contains(event.target)) return;
+        if (event.target.closest("#lora_trainer_parts button")) window.setTimeout(look, 30);  // the part may come into view
         const large = event.target.closest("[data-large]");
         const filter = event.target.closest("[data-filter]");
         const reverted = event.target.closest("[data-revert]");
@@ -277,10 +374,17 @@
         event.preventDefault();
         event.stopPropagation();
     }, true);
+    document.addEventListener("visibilitychange", () => {
+        const field = document.hidden && typed();
+        if (!field) return;
+        note(field);
+        save();
+    });
     window.addEventListener("beforeunload", (event) => {
         if (drafts.size) event.preventDefault();
     });
 
     window.loraTrainerCaptions = {drafts};
-    window.setInterval(look, LOOK_MS);
+    load();
+    watch();
 })();

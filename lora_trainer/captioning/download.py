@@ -18,7 +18,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,6 @@ class HubFile:
 
 class _BrokenOffError(Exception):
     """The connection ended before the file did."""
-
-
-_BREAKS = (_BrokenOffError, TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException, urllib.error.URLError)
 
 
 def download_model(model: str, target: Path, *, tell: Tell, is_stopped: Callable[[], bool]) -> bool:
@@ -100,7 +98,9 @@ def download_model(model: str, target: Path, *, tell: Tell, is_stopped: Callable
             done += (target / file.name).stat().st_size
         (target / PLAN_NAME).unlink()
     except _BrokenOffError as error:
-        raise ModelError(f"The download of {model} broke off: {error} What is there stays: the same again goes on.") from error
+        raise ModelError(
+            f"The download of {model} broke off: {error} Check the network; what is there stays, and the same again goes on."
+        ) from error
     except OSError as error:
         raise ModelError(f"{target} cannot be written: {error.strerror or error}.") from error
     return True
@@ -170,11 +170,11 @@ def _load(address: str, file: HubFile, target: Path, tell: Callable[[int], None]
             if not _read_on(address, file, part, tell, is_stopped):
                 return False
             break
-        except _BREAKS as error:
+        except (_BrokenOffError, urllib.error.HTTPError) as error:
             tries = 1 if _size(part) > before else tries + 1
             if tries >= MOST_TRIES or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
                 have = f"{describe_mb(_size(part) / 1e6)} of {describe_mb((file.size or 0) / 1e6)} of {file.name} are there"
-                raise _BrokenOffError(f"{getattr(error, 'reason', None) or error}; {have}.") from error
+                raise _BrokenOffError(f"{error}; {have}.") from error
         if is_stopped():
             return False
         time.sleep(WAIT_SECONDS * 2 ** (tries - 1))
@@ -191,7 +191,9 @@ def _read_on(address: str, file: HubFile, part: Path, tell: Callable[[int], None
         have = 0
     if have and have == file.size:
         return True
-    with _open(address, READ_SECONDS, {"Range": f"bytes={have}-"} if have else {}) as response:
+    with _network():
+        answer = _open(address, READ_SECONDS, {"Range": f"bytes={have}-"} if have else {})
+    with answer as response:
         is_continued = response.status == http.client.PARTIAL_CONTENT
         have = have if is_continued else 0
         length = response.headers.get("Content-Length")
@@ -200,7 +202,7 @@ def _read_on(address: str, file: HubFile, part: Path, tell: Callable[[int], None
             part.unlink(missing_ok=True)
         with open(part, "ab") as out:
             tell(have)
-            while block := response.read(_BLOCK):
+            while block := _receive(response):
                 out.write(block)
                 have += len(block)
                 tell(have)
@@ -237,11 +239,58 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
+@contextmanager
+def _network() -> Iterator[None]:
+    """Tells what fails on the network, of whatever kind, from what fails on the disk; an answer with an error stays as it is."""
+    try:
+        yield
+    except urllib.error.HTTPError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        raise _BrokenOffError(str(getattr(error, "reason", None) or error)) from error
+
+
+def _receive(response: Any) -> bytes:
+    with _network():
+        return bytes(response.read(_BLOCK))
+
+
 def _open(address: str, seconds: float, headers: dict[str, str] | None = None) -> Any:
     request = urllib.request.Request(address, headers={"User-Agent": f"lora-trainer/{__version__}", **(headers or {})})
-    if token := os.environ.get("HF_TOKEN"):
-        request.add_unredirected_header("Authorization", f"Bearer {token}")  # not for the server that the hub leads on to
-    return urllib.request.urlopen(request, timeout=seconds, context=_certificates())
+    _add_token(request)
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=_certificates()), _Redirects)
+    return opener.open(request, timeout=seconds)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Goes where the hub leads, with the token where that is the hub still."""
+
+    def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        request = super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
+        if request is not None:
+            _add_token(request)
+        return request
+
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # Python 3.10 does not know it
+
+
+def _add_token(request: urllib.request.Request) -> None:
+    """Adds HF_TOKEN for the hub, as a header that the next redirect drops."""
+    if (token := os.environ.get("HF_TOKEN")) and is_of_hub(request.full_url):
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+
+
+def is_of_hub(address: str) -> bool:
+    """Whether an address may be given the token: it is on the hub's own host or one below it, and is not signed already."""
+    own, other = urllib.parse.urlsplit(endpoint()), urllib.parse.urlsplit(address)
+    if (other.scheme, _port(other)) != (own.scheme, _port(own)) or not own.hostname or not other.hostname:
+        return False
+    is_signed = any(name.lower().endswith("signature") for name in urllib.parse.parse_qs(other.query))
+    return not is_signed and (other.hostname == own.hostname or other.hostname.endswith(f".{own.hostname}"))
+
+
+def _port(address: urllib.parse.SplitResult) -> int | None:
+    return address.port or {"http": 80, "https": 443}.get(address.scheme)
 
 
 def _certificates() -> ssl.SSLContext:

@@ -102,6 +102,21 @@ def advise(
     return {name: advice for name, advice in found.items() if advice}
 
 
+class Adviser:
+    """`advise` of one set, remembered until its captions or the trigger word are others: turning a page changes neither."""
+
+    def __init__(self) -> None:
+        self._last: tuple[dict[str, str], str, dict[str, list[Advice]]] = ({}, "", {})
+
+    def advise(self, captions: Mapping[str, str], *, trigger: str = "") -> dict[str, list[Advice]]:
+        """Returns what the function does; not to be changed."""
+        known, known_trigger, found = self._last
+        if known != captions or known_trigger != trigger:
+            found = advise(captions, trigger=trigger)
+            self._last = (dict(captions), trigger, found)
+        return found
+
+
 def count_tags(captions: Iterable[str]) -> list[tuple[str, int]]:
     """Returns the tags in lower case, each with the number of captions that have it, the most frequent first."""
     counts = Counter(tag for caption in captions for tag in dict.fromkeys(tag.lower() for tag in split_tags(caption)))

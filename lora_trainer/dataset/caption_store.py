@@ -275,9 +275,9 @@ class CaptionStore:
             return
         listing = self._list()
         texts = {name: after for name, (before, after) in values.items() if listing.captions.get(name) in (before, after)}
-        for path, data in listing.contents(texts).items():
-            for leftover in path.parent.glob(f".{path.name}.*{TEMPORARY_SUFFIX}"):
-                leftover.unlink(missing_ok=True)
+        contents = listing.contents(texts)
+        _remove_leftovers(contents)
+        for path, data in contents.items():
             _replace(path, data)
         self._journal.finish()
 
@@ -349,11 +349,12 @@ class _Listing:
                 else:
                     tables.setdefault(path, {})[name] = text
         contents = {path: self._table(path, captions) for path, captions in tables.items()}
+        seen = {source.paths[name] for source in self.sources for name, text in source.captions.items() if text}
         for path in (*tables, *sidecars):
-            if path.exists() and not os.access(path, os.W_OK):
+            if not os.access(path, os.W_OK) and path.exists():
                 raise DatasetError(f"{path} is write-protected, so nothing was changed. Allow writing, or copy the set.")
         for path, text in sidecars.items():
-            if path.exists():
+            if path not in seen and path.exists():
                 read_text(path)  # one in an unknown encoding may hold a text that the editor never saw
             contents[path] = f"{text}\n".encode() if text else b""
         return contents
@@ -386,7 +387,7 @@ class _Listing:
 
 def _replace(path: Path, data: bytes) -> None:
     """Replaces a file whole, without waiting for the disk: a thousand times takes seconds. The journal outlives a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
+    temporary = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}"
     try:
         temporary.write_bytes(data)
         written = replace_file(temporary, path)
@@ -396,6 +397,19 @@ def _replace(path: Path, data: bytes) -> None:
     if written != path:
         written.unlink(missing_ok=True)
         raise DatasetError(_unfinished(path, "another program has it open"))
+
+
+def _remove_leftovers(paths: Iterable[Path]) -> None:
+    """Removes the temporary files of those who were killed while they wrote these files."""
+    by_folder: dict[Path, set[str]] = {}
+    for path in paths:
+        by_folder.setdefault(path.parent, set()).add(path.name)
+    for folder, names in by_folder.items():
+        for path in folder.iterdir():
+            if path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX):
+                target, _, _ = path.name[1:].removesuffix(TEMPORARY_SUFFIX).rpartition(".")
+                if target in names:
+                    path.unlink(missing_ok=True)
 
 
 def _unfinished(path: Path, reason: str) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from lora_trainer.dataset.advice import Advice, count_tags, count_words
 from lora_trainer.dataset.bulk import Preview
-from lora_trainer.dataset.caption_store import CaptionStore, SaveResult, Version
+from lora_trainer.dataset.caption_store import CaptionStore, Version
 from lora_trainer.dataset.journal import Change
 from lora_trainer.dataset.thumbnails import thumbnail, thumbnails
 from lora_trainer.ui import markup
+from lora_trainer.ui.caption_typing import Typed
 from lora_trainer.ui.caption_view import Looked, page_of
 from lora_trainer.ui.markup import escape, word
 
@@ -24,18 +25,25 @@ MOST_HISTORY = 30
 MOST_VERSIONS = 8
 
 
-def draw_cards(looked: Looked, number: int, size: int, cache_dir: Path, store: CaptionStore) -> str:
-    """Returns one page of pictures with their captions; `number` counts from 0."""
+def draw_cards(looked: Looked, number: int, size: int, cache_dir: Path, store: CaptionStore, *, after: int = 0) -> str:
+    """Returns one page of pictures with their captions; `number` counts from 0.
+
+    Args:
+        after: the number of the script's message that was dealt with before, see `caption_typing`; 0 for none.
+    """
     names, number, count = page_of(looked.shown, number, size)
     versions = store.versions_of(names)
     if not names:
         return markup.box(word("No captions here."), "empty")
+    drawn = str(time.time_ns())  # by which the script knows fields that were drawn anew
     small = thumbnails([looked.folder / name for name in names], cache_dir, SIDE)
-    cards = "".join(_card(looked, name, data, versions[name]) for name, data in zip(names, small, strict=True))
-    return markup.box(cards, "entries", role="group", data_folder=str(looked.folder)) + _pager(number, count)
+    cards = "".join(_card(looked, name, data, versions[name], drawn) for name, data in zip(names, small, strict=True))
+    return markup.box(cards, "entries", role="group", data_folder=str(looked.folder), data_after=str(after)) + _pager(
+        number, count
+    )
 
 
-def _card(looked: Looked, name: str, data: bytes | None, versions: Sequence[Version]) -> str:
+def _card(looked: Looked, name: str, data: bytes | None, versions: Sequence[Version], drawn: str) -> str:
     caption, label = looked.captions[name], escape(name)
     image = f'<img src="{markup.data_uri(data)}" alt="" loading="lazy">' if data else f"<b>{word('not readable')}</b>"
     findings = looked.report.of_picture(name) if looked.report else ()
@@ -46,7 +54,8 @@ def _card(looked: Looked, name: str, data: bytes | None, versions: Sequence[Vers
         f'<article class="lora_trainer_entry" data-entry="{label}">'
         f'<button type="button" class="lora_trainer_frame" data-large="{label}" aria-label="{label}">{image}</button>'
         f'<div><header><strong>{label}</strong>{learned}<em class="lora_trainer_state" role="status"></em></header>'
-        f'<textarea data-caption="{label}" data-seen="{escape(caption)}" rows="4" dir="auto" aria-label="{label}">'
+        f'<textarea data-caption="{label}" data-seen="{escape(caption)}" data-drawn="{drawn}" '
+        f'rows="4" dir="auto" aria-label="{label}">'
         f'{escape(caption)}</textarea><div class="lora_trainer_conflict"></div>'
         f'<ul class="lora_trainer_problems lora_trainer_advice">{draw_advice(looked.advice.get(name, ()))}</ul>'
         f'<ul class="lora_trainer_problems">{notes}</ul>{_earlier(versions, caption)}</div></article>'
@@ -75,14 +84,25 @@ def draw_advice(advice: Sequence[Advice]) -> str:
     return "".join(f'<li class="lora_trainer_notice">{escape(one.message)}</li>' for one in advice)
 
 
-def draw_answer(number: int, result: SaveResult, wanted: Mapping[str, str], advice: Mapping[str, Sequence[Advice]]) -> str:
-    """Returns what the script is told of the captions that it had saved, as data of an empty element."""
-    conflicts = {conflict.name: {"current": conflict.current, "reason": conflict.reason} for conflict in result.conflicts}
-    told = {
-        name: conflicts.get(name) or {"saved": result.saved.get(name, text), "advice": draw_advice(advice.get(name, ()))}
-        for name, text in wanted.items()
-    }
-    return f'<div data-answer="{number}" data-told="{escape(json.dumps(told))}"></div>'
+def draw_answer(typed: Typed, advice: Mapping[str, Mapping[str, Sequence[Advice]]]) -> str:
+    """Returns what the script is told of the captions that it had saved, as data of an empty element.
+
+    Args:
+        typed: what became of them.
+        advice: by folder and picture, where it is shown.
+    """
+    told: dict[str, dict[str, dict[str, str | None]]] = {}
+    for folder, wanted in typed.wanted.items():
+        if folder in typed.failures:
+            told[folder] = {name: {"failed": typed.failures[folder]} for name in wanted}
+            continue
+        result, beside = typed.results[folder], advice.get(folder, {})
+        conflicts = {one.name: {"current": one.current, "reason": one.reason} for one in result.conflicts}
+        told[folder] = {
+            name: conflicts.get(name) or {"saved": result.saved.get(name, text), "advice": draw_advice(beside.get(name, ()))}
+            for name, text in wanted.items()
+        }
+    return f'<div data-answer="{typed.id}" data-told="{escape(json.dumps(told))}"></div>'
 
 
 def draw_totals(looked: Looked) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -27,7 +27,7 @@ class CaptionRunForm:
 
     Attributes:
         fields: the components, by the names that handlers use.
-        consent: buttons and text that are shown while the question is open, likewise.
+        consent: what is shown while the question is open, likewise, and what it is about.
     """
 
     def __init__(self, services: Services) -> None:
@@ -42,6 +42,7 @@ class CaptionRunForm:
             "agree": gr.Button(
                 "Download, then write captions", visible=False, variant="primary", elem_id="lora_trainer_dataset_agree"
             ),
+            "asked": gr.State(None),  # settings, title and models of the question: whoever agrees, agrees to exactly that
         }
         with gr.Accordion("How captions are written", open=False, elem_id="lora_trainer_dataset_caption_options"):
             self._build_what()
@@ -102,27 +103,47 @@ class CaptionRunForm:
             **({"trigger": trigger} if values["has_trigger"] and trigger else {}),
         }
 
-    def start(self, settings: dict[str, Any], title: str, *, is_agreed: bool) -> dict[str, Any]:
+    def start(self, settings: dict[str, Any], title: str) -> dict[str, Any]:
         """Queues a job, or asks whether the weights that it lacks may be loaded.
 
         Raises:
             ConfigError: with every problem of the settings.
         """
+        return self._start(settings, title, agreed=())
+
+    def agree(self, asked: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Queues the job that was asked about, whatever the fields say now. Asks again where it lacks more by now.
+
+        Args:
+            asked: what `start` returned as such.
+
+        Raises:
+            ConfigError: as `start`; a folder may be gone.
+        """
+        if not asked:
+            return {**_CLOSED, "message": markup.notice(word("Nothing is being asked any more. Press Caption."))}
+        return self._start(asked["settings"], asked["title"], agreed=asked["models"])
+
+    def _start(self, settings: dict[str, Any], title: str, *, agreed: Sequence[str]) -> dict[str, Any]:
         host = self.services.host
         options = read_options(settings, default_captioner=default_captioner(host))
+        settings = {**settings, "captioner": options.captioner}  # what is the best here may be another one later
         open_ones = [one for one in missing_models(options, host.folders().captioners) if not one.is_agreed()]
         if open_ones and is_offline():
             raise ConfigError([Problem("", one.describe(), hint=one.by_hand()) for one in open_ones])
-        if open_ones and not is_agreed:
-            return {"question": draw_question(open_ones), "agree": gr.update(visible=True)}
+        if any(one.model not in agreed for one in open_ones):
+            asked = {"settings": settings, "title": title, "models": [one.model for one in open_ones]}
+            return {"question": draw_question(open_ones, title), "agree": gr.update(visible=True), "asked": asked}
         self.services.queue.submit("caption", {**settings, "download": True} if open_ones else settings, title=title)
-        said = word("Captions are being written; they appear here when they are done.")
-        return {"question": "", "agree": gr.update(visible=False), "message": markup.notice(said)}
+        return {**_CLOSED, "message": markup.notice(word("Captions are being written; they appear here when they are done."))}
 
 
-def draw_question(downloads: list[Download]) -> str:
-    """Returns what would be loaded, how large it is, and how to put it there by hand."""
-    parts = []
+_CLOSED: dict[str, Any] = {"question": "", "agree": gr.update(visible=False), "asked": None}
+
+
+def draw_question(downloads: list[Download], title: str) -> str:
+    """Returns what would be loaded and for which job, how large it is, and how to put it there by hand."""
+    parts = [f"<p>{escape(title)}</p>"]
     for one in downloads:
         size = f"<strong>{describe_mb(one.size_mb)}</strong> " if one.size_mb else ""
         parts.append(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.dataset.advice import Advice, AdviceKind, CaptionFilter, advise, choose
+from lora_trainer.dataset.advice import Advice, AdviceKind, Adviser, CaptionFilter, choose
 from lora_trainer.dataset.bulk import (
     Edit,
     add_prefix,
@@ -80,13 +80,21 @@ class Looked:
 
 
 def look(
-    store: CaptionStore, queue: JobQueue, *, shows: str = "All", contains: str = "", trigger: str = "", order: str = ORDERS[0]
+    store: CaptionStore,
+    queue: JobQueue,
+    *,
+    adviser: Adviser | None = None,
+    shows: str = "All",
+    contains: str = "",
+    trigger: str = "",
+    order: str = ORDERS[0],
 ) -> Looked:
     """Returns a set through a filter.
 
     Args:
         store: of the set.
         queue: of jobs; the last training of this folder tells the losses.
+        adviser: of the set, where one is kept.
         shows: one of `FILTERS`.
         contains: a text that captions must contain, or a regular expression between slashes.
         trigger: the trigger word, for advice.
@@ -96,7 +104,7 @@ def look(
         DatasetError: the folder cannot be read, or the expression is wrong.
     """
     found = store.read()
-    advice = advise(found.captions, trigger=trigger)
+    advice = (adviser or Adviser()).advise(found.captions, trigger=trigger)
     report = QualityReport.load(report_path(store.folder))
     losses = read_run_losses(queue, store.folder)
     wanted = _filter(shows, report)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from lora_trainer.dataset.advice import Adviser
 from lora_trainer.dataset.bulk import Preview, preview
 from lora_trainer.dataset.caption_store import CaptionStore, SaveResult
-from lora_trainer.dataset.journal import KEPT_FOLDER
 from lora_trainer.dataset.picture_store import PictureStore
 from lora_trainer.dataset.table_writing import format_table, pack_sidecars
 from lora_trainer.dataset.thumbnails import prepare
@@ -22,8 +21,10 @@ from lora_trainer.errors import DatasetError
 from lora_trainer.run_folder import RunFolder
 from lora_trainer.ui import caption_cards as cards
 from lora_trainer.ui import markup
+from lora_trainer.ui.caption_pictures import PicturesBox
+from lora_trainer.ui.caption_typing import TypedCaptions
 from lora_trainer.ui.caption_view import EDITS, FILTERS, ORDERS, Looked, look, page_of, runs_of
-from lora_trainer.ui.compat import listen, unsaved, uploaded
+from lora_trainer.ui.compat import listen, unsaved
 from lora_trainer.ui.markup import escape, word
 from lora_trainer.ui.services import Services
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from lora_trainer.ui.page import Page
 
 PAGE_SIZES = (12, 24, 48)
-TOOLS = {"Crop": "crop", "Resize": "resize", "Trim borders": "trim", "Colour table (.cube)": "table"}
 EXPORTS = {"csv": "Save as metadata.csv", "jsonl": "Save as metadata.jsonl", "zip": "Save as .txt (ZIP)"}
 DOWNLOAD = """(told) => {
     if (!told) return;
@@ -49,7 +49,10 @@ class CaptionsPart:
     def __init__(self, services: Services) -> None:
         self.services = services
         self.live: dict[str, Any] = {}
+        self.pictures = PicturesBox(services)
         self._stores: dict[Path, CaptionStore] = {}
+        self._advisers: dict[Path, Adviser] = {}
+        self._typed = TypedCaptions(self._store_of)
 
     def build(self) -> None:
         with gr.Row():
@@ -71,7 +74,7 @@ class CaptionsPart:
                 with gr.Accordion("Frequent tags and words", open=False):
                     self.frequency = gr.HTML("", elem_id="lora_trainer_captions_frequency")
                 with gr.Accordion("Check and retouch the pictures", open=False):
-                    self._build_pictures()
+                    self.pictures.build()
                 with gr.Accordion("History of the captions", open=False):
                     self._build_history()
                 gr.HTML(_KEYS, elem_id="lora_trainer_captions_keys")
@@ -82,8 +85,8 @@ class CaptionsPart:
             "undo": self.undo,
             "redo": self.redo,
             "frequency": self.frequency,
-            "report": self.report,
-            "undo_pictures": self.undo_pictures,
+            "report": self.pictures.report,
+            "undo_pictures": self.pictures.undo_pictures,
             "history": self.history,
             "runs": self.runs,
             "page_number": self.page_number,
@@ -125,40 +128,6 @@ class CaptionsPart:
         self.previewed = gr.HTML("", elem_id="lora_trainer_captions_previewed")
         self.pending = gr.State(None)  # folder, title, before and after of what is previewed: exactly that is done
 
-    def _build_pictures(self) -> None:
-        self.check = gr.Button("Check the pictures", size="sm", elem_id="lora_trainer_captions_check")
-        self.report = gr.HTML("", elem_id="lora_trainer_captions_report")
-        self.tool = unsaved(
-            gr.Dropdown(list(TOOLS), value="Crop", label="Change the pictures shown", elem_id="lora_trainer_captions_tool")
-        )
-        with gr.Row(elem_classes="lora_trainer_fields"):
-            self.ratio = unsaved(
-                gr.Number(value=1, label="Shape (width / height, 1 is a square)", elem_id="lora_trainer_captions_ratio")
-            )
-            self.side = unsaved(
-                gr.Number(value=1024, label="Shorter side after resizing (pixels)", elem_id="lora_trainer_captions_side")
-            )
-        with gr.Row(elem_classes="lora_trainer_fields"):
-            percent = {"minimum": 0, "maximum": 100, "step": 1}
-            self.left = unsaved(
-                gr.Slider(value=50, label="Focus from the left (%)", elem_id="lora_trainer_captions_left", **percent)
-            )
-            self.top = unsaved(
-                gr.Slider(value=50, label="Focus from the top (%)", elem_id="lora_trainer_captions_top", **percent)
-            )
-            self.strength = unsaved(
-                gr.Slider(
-                    value=100, label="Strength of the colour table (%)", elem_id="lora_trainer_captions_strength", **percent
-                )
-            )
-        self.table = unsaved(gr.File(label="Colour table (.cube)", elem_id="lora_trainer_captions_table"))
-        with gr.Row(elem_classes="lora_trainer_tools"):
-            self.retouch = gr.Button("Change the pictures", size="sm", min_width=150, elem_id="lora_trainer_captions_retouch")
-            self.undo_pictures = gr.Button(
-                "Undo on pictures", size="sm", min_width=150, elem_id="lora_trainer_captions_undo_pictures"
-            )
-            self.leave_out = gr.Button("Remove those shown", size="sm", min_width=150, elem_id="lora_trainer_captions_leave_out")
-
     def _build_history(self) -> None:
         with gr.Row(elem_classes="lora_trainer_tools"):
             self.runs = unsaved(
@@ -188,7 +157,7 @@ class CaptionsPart:
     def bind(self, page: Page) -> None:
         form = page.parts["train"].form
         self._folder_of = page.parts["dataset"].folder_of
-        looks = {
+        self.looks = looks = {
             "source": page.parts["dataset"].source,
             "trigger": form["trigger_words"],
             "resolution": form["resolution"],
@@ -197,37 +166,47 @@ class CaptionsPart:
             "order": self.order,
             "size": self.size,
             "page_number": self.page_number,
+            "edits": self.edits,
         }
-        page.on(self.redraw.click, self.show, looks, self.shown, quiet=True)
+        on = partial(self._on, page)
+        on(self.redraw.click, self.show, looks, self.shown, quiet=True)
         for trigger in (self.shows.input, self.contains.submit, self.order.input, self.size.input):
-            page.on(trigger, lambda values: self.show({**values, "page_number": 0}), looks, self.shown)
+            on(trigger, lambda values: self.show({**values, "page_number": 0}), looks, self.shown)
+        turned = {"cards": self.cards, "page_number": self.page_number}
         for button, step in ((self.back, -1), (self.forward, 1)):
-            page.on(button.click, partial(self._turn, step=step), looks, self.shown)
-        page.on(
-            self.save.click,
-            self._save,
-            {**looks, "edits": self.edits},
-            {"answer": self.answer, "undo": self.undo, "redo": self.redo, "history": self.history},
-            quiet=True,
-        )
-        page.on(self.undo.click, lambda values: self._undo(values, "undo"), looks, self.shown)
-        page.on(self.redo.click, lambda values: self._undo(values, "redo"), looks, self.shown)
-        page.on(self.revert.click, self._revert, {**looks, "reverted": self.reverted}, self.shown)
-        page.on(self.take.click, self._take, {**looks, "run": self.runs}, self.shown)
-        page.on(self.enlarge.click, self._enlarge, {**looks, "wanted": self.wanted}, {"large": self.large}, quiet=True)
+            on(button.click, partial(self._turn, step=step), looks, turned)
+        saved = {"answer": self.answer, "undo": self.undo, "redo": self.redo, "history": self.history}
+        page.on(self.save.click, self._save, looks, saved, quiet=True)
+        on(self.undo.click, lambda values: self._undo(values, "undo"), looks, self.shown)
+        on(self.redo.click, lambda values: self._undo(values, "redo"), looks, self.shown)
+        on(self.revert.click, self._revert, {**looks, "reverted": self.reverted}, self.shown)
+        on(self.take.click, self._take, {**looks, "run": self.runs}, self.shown)
+        on(self.enlarge.click, self._enlarge, {**looks, "wanted": self.wanted}, {"large": self.large}, quiet=True)
         for kind, button in self.exports.items():
-            exported = page.on(button.click, partial(self._export, kind=kind), looks, {"exported": self.exported})
+            exported = on(button.click, partial(self._export, kind=kind), looks, {"exported": self.exported})
             listen(exported.then, None, inputs=[self.exported], outputs=[], js=DOWNLOAD)
         bulk = {"find": self.find, "other": self.other, "ignore_case": self.ignore_case, "whole_words": self.whole_words}
         pending = {"pending": self.pending, "previewed": self.previewed}
-        page.on(self.preview.click, self._preview, {**looks, **bulk, "edit": self.edit}, pending)
-        page.on(self.apply.click, self._apply, {**looks, "pending": self.pending}, {**self.shown, **pending})
-        page.on(self.check.click, self._check, looks, {})
-        tools = {"tool": self.tool, "ratio": self.ratio, "side": self.side, "left": self.left, "top": self.top}
-        tools |= {"strength": self.strength, "table": self.table}
-        page.on(self.retouch.click, self._retouch, {**looks, **tools}, {})
-        page.on(self.undo_pictures.click, self._undo_pictures, looks, self.shown)
-        page.on(self.leave_out.click, self._leave_out, looks, self.shown)
+        on(self.preview.click, self._preview, {**looks, **bulk, "edit": self.edit}, pending)
+        on(self.apply.click, self._apply, {**looks, "pending": self.pending}, {**self.shown, **pending})
+        self.pictures.bind(self, on)
+
+    def _on(
+        self,
+        page: Page,
+        trigger: Callable[..., Any],
+        handler: Callable[[dict[str, Any]], Mapping[str, Any]],
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+        *,
+        quiet: bool = False,
+    ) -> Any:
+        """Binds a handler that finds saved what was typed before; what could not be saved is told by `_save`, which follows."""
+
+        def run(values: dict[str, Any]) -> Mapping[str, Any]:
+            return handler({**values, "after": self._typed.take(values["edits"]).id})
+
+        return page.on(trigger, run, inputs, outputs, quiet=quiet)
 
     def refresh(self, values: dict[str, Any]) -> Mapping[str, Any]:
         return {}
@@ -240,7 +219,7 @@ class CaptionsPart:
         folder = self._folder_of(values["source"])
         if folder is None:
             return {"cards": markup.box(word("Choose a data set in the part Dataset first."), "empty"), "totals": ""}
-        looked = self._look(values)
+        looked = self.look(values)
         store, pictures = self._store(folder), PictureStore(folder)
         jobs = [f"{job.title} ({job.id})" for job in runs_of(self.services.queue, folder)]
         jobs += [cards.name_run(run) for run in store.runs()]
@@ -259,7 +238,8 @@ class CaptionsPart:
         size = int(values["size"] or PAGE_SIZES[0])
         _, number, _ = page_of(looked.shown, int(values["page_number"] or 0), size)
         cache_dir = self.services.host.folders().cache
-        drawn = cards.draw_cards(looked, number, size, cache_dir, self._store(looked.folder))
+        store, after = self._store(looked.folder), int(values.get("after") or 0)
+        drawn = cards.draw_cards(looked, number, size, cache_dir, store, after=after)
         following = looked.shown[(number + 1) * size : (number + 2) * size]
         prepare([looked.folder / name for name in following], cache_dir, cards.SIDE)
         return {"cards": drawn, "page_number": number}
@@ -267,21 +247,42 @@ class CaptionsPart:
     def _store(self, folder: Path) -> CaptionStore:
         return self._stores.setdefault(folder, CaptionStore(folder))
 
-    def _open(self, values: Mapping[str, Any]) -> CaptionStore:
+    def _store_of(self, folder: str) -> CaptionStore | None:
+        """Returns the captions of a folder that the script names, if it is one that the page has shown or could show."""
+        library = self.services.library
+        known = (*self._stores, *(library.path(name) for name in library.names()))
+        return next((self._store(path) for path in known if str(path) == folder and path.is_dir()), None)
+
+    def open(self, values: Mapping[str, Any]) -> CaptionStore:
+        """Returns the captions of the chosen set.
+
+        Raises:
+            DatasetError: none is chosen.
+        """
         folder = self._folder_of(values["source"])
         if folder is None:
             raise DatasetError("There is no data set yet. Choose one in the part Dataset.")
         return self._store(folder)
 
-    def _look(self, values: Mapping[str, Any]) -> Looked:
+    def look(self, values: Mapping[str, Any]) -> Looked:
+        """Returns the chosen set through the filter.
+
+        Raises:
+            DatasetError: as `open`; it cannot be read, or the pattern is wrong.
+        """
+        store = self.open(values)
         return look(
-            self._open(values),
+            store,
             self.services.queue,
+            adviser=self._adviser(store.folder),
             shows=values["shows"] or "All",
             contains=values["contains"] or "",
             trigger=_trigger(values),
             order=values["order"] or ORDERS[0],
         )
+
+    def _adviser(self, folder: Path) -> Adviser:
+        return self._advisers.setdefault(folder, Adviser())
 
     def _history(self, store: CaptionStore) -> dict[str, Any]:
         return {
@@ -292,33 +293,26 @@ class CaptionsPart:
 
     def _turn(self, values: dict[str, Any], step: int) -> dict[str, Any]:
         """Turns the page; only its pictures are drawn anew."""
-        return self._page(self._look(values), {**values, "page_number": int(values["page_number"] or 0) + step})
+        return self._page(self.look(values), {**values, "page_number": int(values["page_number"] or 0) + step})
 
     def _save(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Saves what was typed: `{"id": n, "folder": ..., "edits": {name: [text, seen]}}`."""
-        asked = json.loads(values["edits"] or "{}")
-        wanted = {str(name): str(text) for name, (text, _) in asked["edits"].items()}
-        seen = {str(name): str(text) for name, (_, text) in asked["edits"].items()}
-        store = self._open(values)
-        if asked["folder"] != str(store.folder):
-            raise DatasetError(
-                "Another data set was chosen before these captions were saved. Choose theirs again, and edit them there."
-            )
-        result = store.save_all(wanted, seen, title=f"edited {', '.join(wanted)}" if len(wanted) < 4 else "edited")
-        advice = self._look({**values, "shows": "All", "contains": ""}).advice
-        return {"answer": cards.draw_answer(int(asked["id"]), result, wanted, advice), **self._history(store)}
+        """Saves what was typed, see `caption_typing`, and answers the script."""
+        typed, store = self._typed.take(values["edits"]), self.open(values)
+        advice = self._adviser(store.folder).advise(store.read().captions, trigger=_trigger(values))
+        failed = {"message": markup.error_message(" ".join(typed.failures.values()))} if typed.failures else {}
+        return {"answer": cards.draw_answer(typed, {str(store.folder): advice}), **self._history(store), **failed}
 
     def _undo(self, values: dict[str, Any], which: str) -> dict[str, Any]:
-        store = self._open(values)
+        store = self.open(values)
         result = store.undo() if which == "undo" else store.redo()
         return {**self.show(values), "message": _describe(result)}
 
     def _revert(self, values: dict[str, Any]) -> dict[str, Any]:
-        result = self._open(values).revert(int(values["reverted"]))
+        result = self.open(values).revert(int(values["reverted"]))
         return {**self.show(values), "message": _describe(result)}
 
     def _take(self, values: dict[str, Any]) -> dict[str, Any]:
-        store = self._open(values)
+        store = self.open(values)
         run = next((run for run in store.runs() if cards.name_run(run) == values["run"]), None)
         if run is not None:
             said = _describe(store.restore(run.id))
@@ -332,20 +326,20 @@ class CaptionsPart:
         return {**self.show(values), "message": _describe(result)}
 
     def _enlarge(self, values: dict[str, Any]) -> dict[str, Any]:
-        store, name = self._open(values), json.loads(values["wanted"])[0]
+        store, name = self.open(values), json.loads(values["wanted"])[0]
         if name not in store.read().captions:  # a name from outside is no path
             return {"large": ""}
         return {"large": cards.draw_large(store.folder, name, self.services.host.folders().cache)}
 
     def _export(self, values: dict[str, Any], kind: str = "csv") -> dict[str, Any]:
         """Returns all captions as a file: its name, and its bytes in base64."""
-        captions = self._open(values).read().captions
+        captions = self.open(values).read().captions
         data = pack_sidecars(captions) if kind == "zip" else format_table(captions, f".{kind}")
         name = "captions.zip" if kind == "zip" else f"metadata.{kind}"
         return {"exported": json.dumps({"name": name, "data": base64.b64encode(data).decode("ascii")})}
 
     def _preview(self, values: dict[str, Any]) -> dict[str, Any]:
-        looked = self._look(values)
+        looked = self.look(values)
         edit = EDITS[values["edit"]](values["find"] or "", values["other"] or "", {**values, "trigger": _trigger(values)})
         found = preview({name: looked.captions[name] for name in looked.shown}, edit)
         title = " ".join(part for part in (str(values["edit"]).lower(), values["find"], values["other"]) if part)[:120]
@@ -353,64 +347,12 @@ class CaptionsPart:
         return {"pending": pending if found.changes else None, "previewed": cards.draw_preview(found)}
 
     def _apply(self, values: dict[str, Any]) -> dict[str, Any]:
-        pending, store = values["pending"], self._open(values)
+        pending, store = values["pending"], self.open(values)
         if not pending or pending["folder"] != str(store.folder):
             return {"message": markup.notice(word("Press Preview first: it shows what will change."))}
         found = Preview({name: (before, after) for name, (before, after) in pending["changes"].items()}, pending["num"])
         result = store.save_all(found.wanted, found.seen, title=pending["title"])
         return {**self.show(values), "pending": None, "previewed": "", "message": _describe(result)}
-
-    def _check(self, values: dict[str, Any]) -> dict[str, Any]:
-        folder = self._open(values).folder
-        first = str(values["resolution"] or "").split(",")[0].strip()
-        resolution = int(first) if first.isdigit() and 64 <= int(first) <= 4096 else 512
-        settings = {"input_dir": str(folder), "resolution": resolution}
-        self.services.queue.submit("report", settings, title=f"Pictures of {folder.name}")
-        return {"message": markup.notice(word("The pictures are being checked; what is found appears here."))}
-
-    def _retouch(self, values: dict[str, Any]) -> dict[str, Any]:
-        looked = self._look(values)
-        tool = TOOLS[values["tool"]]
-        settings: dict[str, Any] = {"input_dir": str(looked.folder), "names": list(looked.shown), "tool": tool}
-        if tool == "crop":
-            settings |= {"ratio": values["ratio"], "focus": [values["left"] / 100, values["top"] / 100]}
-        elif tool == "resize":
-            settings["side"] = int(values["side"] or 0)
-        elif tool == "table":
-            settings |= {"table": self._keep_table(looked.folder, values["table"]), "strength": values["strength"] / 100}
-        self.services.queue.submit("retouch", settings, title=f"{values['tool']}: {looked.folder.name}")
-        return {"message": markup.notice(word("The pictures are being changed; “Undo on pictures” takes it back."))}
-
-    def _keep_table(self, folder: Path, value: Any) -> str:
-        """Copies an uploaded colour table into the set, where the job finds it."""
-        files = uploaded(value)
-        if not files or not files[0][0].lower().endswith(".cube"):
-            raise DatasetError("There is no colour table. Drop a .cube file into the field.")
-        kept = folder / KEPT_FOLDER / "table.cube"
-        kept.parent.mkdir(exist_ok=True)
-        shutil.copyfile(files[0][1], kept)
-        return str(kept)
-
-    def _undo_pictures(self, values: dict[str, Any]) -> dict[str, Any]:
-        result = PictureStore(self._open(values).folder).undo()
-        refused = "".join(f"<br>{escape(reason)}" for reason in list(result.refused.values())[:3])
-        said = f"{markup.count(len(result.changed), 'picture')} {word('are as they were.')}{refused}"
-        return {**self.show(values), "message": markup.notice(said)}
-
-    def _leave_out(self, values: dict[str, Any]) -> dict[str, Any]:
-        library, looked = self.services.library, self._look(values)
-        if values["source"] not in library.names():
-            raise DatasetError(
-                "Pictures can only be removed from a named data set. Make one in the part Dataset and drop them there."
-            )
-        if len(looked.shown) == len(looked.captions):
-            raise DatasetError("That would remove every picture. Choose a filter first, such as the blurred ones.")
-        library.remove(values["source"], list(looked.shown))
-        said = word("Moved out of the set; the part Dataset brings them back:")
-        return {
-            **self.show({**values, "page_number": 0}),
-            "message": markup.notice(f"{said} {markup.count(len(looked.shown), 'picture')}."),
-        }
 
 
 def _trigger(values: Mapping[str, Any]) -> str:

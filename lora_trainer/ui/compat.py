@@ -11,6 +11,9 @@ import gradio as gr
 MAJOR = int(gr.__version__.partition(".")[0])
 _JS = "_js" if MAJOR < 4 else "js"
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"} if MAJOR >= 6 else {"api_name": False}
+# gradio 6 tells every component that ever was an output of every event's progress, and looks for each in the whole page: a
+# third of a second an event on ours. A list of none is told to nobody.
+_UNTOLD: dict[str, Any] = {"show_progress_on": []} if MAJOR >= 6 else {}
 
 C = TypeVar("C")
 
@@ -34,7 +37,7 @@ def listen(
     Past the queue, so that it answers while a WebUI generates; with no spinner over what it redraws; not in the API.
     """
     scripts = {} if js is None else {_JS: js}
-    return trigger(handler, inputs=inputs, outputs=outputs, queue=False, show_progress="hidden", **scripts, **_PRIVATE)
+    return trigger(handler, inputs=inputs, outputs=outputs, queue=False, show_progress="hidden", **scripts, **_UNTOLD, **_PRIVATE)
 
 
 def uploaded(value: Any) -> list[tuple[str, Path]]:

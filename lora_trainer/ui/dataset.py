@@ -134,8 +134,8 @@ class DatasetPart:
         page.on(self.remove.click, self._remove_or_restore, look, self.live)
         asked = {**look, **self.run.fields, "trigger_words": train.form["trigger_words"]}
         page.on(self.caption.click, self._caption, asked, {**self.live, **self.run.consent})
-        agreed = partial(self._caption, is_agreed=True)
-        page.on(self.run.consent["agree"].click, agreed, asked, {**self.live, **self.run.consent})
+        agreed = {"asked": self.run.consent["asked"]}
+        page.on(self.run.consent["agree"].click, self._agree, agreed, self.run.consent)
         self._train = train
 
     def refresh(self, values: dict[str, Any]) -> Mapping[str, Any]:
@@ -240,7 +240,7 @@ class DatasetPart:
             return []
         return [Picture(name, library.removed_path(source, name), 0, 0, "", 1) for name in library.removed(source)]
 
-    def _caption(self, values: dict[str, Any], is_agreed: bool = False) -> Mapping[str, Any]:
+    def _caption(self, values: dict[str, Any]) -> Mapping[str, Any]:
         overview = self.overview(values["source"])
         if overview is None or not overview.pictures:
             raise DatasetError("There are no pictures yet. Drop some above, or choose a data set.")
@@ -248,7 +248,10 @@ class DatasetPart:
         if settings["mode"] == "missing" and not overview.num_without_caption:
             said = word("Every picture has a caption. To write others, choose so in “How captions are written”.")
             return {"message": markup.notice(said)}
-        return self.run.start(settings, f"Captions of {overview.folder.name}", is_agreed=is_agreed)
+        return self.run.start(settings, f"Captions of {overview.folder.name}")
+
+    def _agree(self, values: dict[str, Any]) -> Mapping[str, Any]:
+        return self.run.agree(values["asked"])
 
 
 _EMPTY_TOTALS = markup.box(word("Totals and training sizes appear here."), "empty")

@@ -27,6 +27,7 @@ from lora_trainer.ui.train import TrainPart
 
 log = logging.getLogger(__name__)
 
+_SHOWN_ONLY = (gr.HTML, gr.Button)
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = tuple(ROOT / "javascript" / name for name in ("lora_trainer.js", "lora_trainer_captions.js", "lora_trainer_test.js"))
 STYLE = ROOT / "style.css"
@@ -133,7 +134,9 @@ class Page:
                 updates = {"message": markup.error_message(text)}
             return {targets[name]: update for name, update in updates.items()}
 
-        return listen(trigger, run, inputs=set(inputs.values()), outputs=list(targets.values()), js=js)
+        # What only shows something would send it back: a gallery is half a megabyte, each second while a job runs.
+        asked = {component for component in inputs.values() if not isinstance(component, _SHOWN_ONLY)}
+        return listen(trigger, run, inputs=asked, outputs=list(targets.values()), js=js)
 
     def _bind_whole(self, button: Any, name: str) -> None:
         """Has a hidden button call the method of that name of every part."""

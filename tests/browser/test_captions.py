@@ -110,6 +110,57 @@ def test_captions_are_edited_changed_and_taken_back(start_server, open_page, tmp
     page.wait_for_selector("#lora_trainer_captions_report :has-text('pictures checked, for')")
 
 
+def test_what_was_typed_is_saved_where_it_belongs_whatever_is_pressed_next(start_server, open_page, tmp_path):
+    server = start_server()
+    folders = [server.data_dir / "datasets" / name for name in ("ink", "other")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for path in sorted(INK.glob("*.png"))[:2]:
+            shutil.copyfile(path, folder / path.name)
+            (folder / f"{path.stem}.txt").write_text("a boat", encoding="utf-8")
+    ink, other = map(CaptionStore, folders)
+    first, second = sorted(ink.read().captions)
+    page = open_page(server.url)
+
+    def choose_set(name):
+        show_part(page, "Dataset")
+        page.locator("#lora_trainer_dataset_source input").first.click()
+        page.locator("[role=option], [data-testid=dropdown-option]", has_text=name).first.click()
+        open_captions(page)
+        page.wait_for_function(
+            "(name) => document.querySelector('[data-folder]').dataset.folder.endsWith(name) &&"
+            " document.querySelector('textarea[data-caption]')",
+            arg=name,
+        )
+
+    choose_set("ink")
+    field(page, first).fill("typed, then exported")
+    with page.expect_download() as download:
+        page.locator("#lora_trainer_captions_export_jsonl").click()  # which leaves the field
+    download.value.save_as(tmp_path / "out.jsonl")
+    assert "typed, then exported" in (tmp_path / "out.jsonl").read_text(encoding="utf-8")
+    page.wait_for_selector(f'[data-entry="{first}"] .lora_trainer_state:text-is("saved")')
+    field(page, first).fill("typed, then taken back")
+    page.locator("#lora_trainer_captions_undo").click()
+    page.wait_for_function(
+        "(name) => document.querySelector(`textarea[data-caption='${name}']`).value === 'typed, then exported'", arg=first
+    )
+    page.wait_for_function("window.loraTrainerCaptions.drafts.size === 0")
+    assert ink.read().captions[first] == "typed, then exported"
+
+    page.on("dialog", lambda dialog: dialog.accept())
+    field(page, second).fill("typed, then loaded anew")
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_selector(".lora_trainer_card")
+    choose_set("other")
+    field(page, first).fill("of the other set")
+    field(page, first).press("Control+s")
+    page.wait_for_selector(f'[data-entry="{first}"] .lora_trainer_state:text-is("saved")')
+    page.wait_for_function("window.loraTrainerCaptions.drafts.size === 0")
+    assert other.read().captions == {first: "of the other set", second: "a boat"}
+    assert ink.read().captions == {first: "typed, then exported", second: "typed, then loaded anew"}
+
+
 def test_a_captioner_writes_them_after_the_question_for_its_weights(start_server, open_page, tmp_path, monkeypatch):
     served = tmp_path / "hub" / "Salesforce" / "blip-image-captioning-base"
     shutil.copytree(CAPTIONER, served)  # the miniature plays the large one

@@ -22,6 +22,8 @@ class Hub:
         answer: another status for every request; None for none.
         has_ranges: whether it goes on where a file broke off.
         damage: a name of a file that comes with a wrong byte.
+        files_url: of the server that files are loaded from; "" for this one.
+        tokens: the Authorization header of each request, in order.
     """
 
     def __init__(self, root: Path) -> None:
@@ -29,7 +31,8 @@ class Hub:
         self.requests: list[tuple[str, str]] = []
         self.break_after: list[int] = []
         self.answer: int | None = None
-        self.has_ranges, self.damage = True, ""
+        self.has_ranges, self.damage, self.files_url = True, "", ""
+        self.tokens: list[str | None] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
@@ -55,6 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.hub.requests.append((self.path, self.headers.get("Range", "")))
+        self.hub.tokens.append(self.headers.get("Authorization"))
         path = self.path.partition("?")[0].strip("/")
         if self.hub.answer is not None:
             self._send(self.hub.answer, b"")
@@ -68,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file(self.hub.root / path.removeprefix("moved/"))
         else:  # as the hub does, to the server that has the files
             self.send_response(302)
-            self.send_header("Location", "/moved/" + path.replace(f"/resolve/{COMMIT}", ""))
+            self.send_header("Location", self.hub.files_url + "/moved/" + path.replace(f"/resolve/{COMMIT}", ""))
             self.send_header("Content-Length", "0")
             self.end_headers()
 

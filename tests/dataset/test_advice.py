@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lora_trainer.dataset.advice import CaptionFilter, advise, choose, count_tags, count_words
+from lora_trainer.dataset.advice import Adviser, CaptionFilter, advise, choose, count_tags, count_words
 from lora_trainer.errors import DatasetError
 from lora_trainer.models.tokenizer import count_tokens
 
@@ -103,3 +103,10 @@ def test_counting_tokens_needs_neither_torch_nor_transformers() -> None:
     code += "print([name for name in ('torch', 'transformers', 'gradio') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_advice_that_is_remembered_is_of_these_captions() -> None:
+    adviser, captions = Adviser(), dict(CAPTIONS)
+    assert adviser.advise(captions) is adviser.advise(dict(CAPTIONS))
+    captions["c.png"] = "a boat"
+    assert adviser.advise(captions) == advise(captions) != adviser.advise(captions, trigger="shuimo")

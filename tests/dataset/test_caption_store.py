@@ -367,3 +367,15 @@ def test_killed_in_a_bulk_change_it_is_done_wholly_or_not_at_all(tmp_path: Path)
         outcomes.add(found == after)
         assert not list(folder.glob(".*.tmp"))
     assert outcomes == {True, False}
+
+
+def test_what_a_killed_one_left_half_written_is_removed_whatever_the_name(tmp_path: Path) -> None:
+    store = make_set(tmp_path, "[1] a.png", "b.png")
+    values = {"[1] a.png": ("", "a boat"), "b.png": ("", "a bridge")}
+    line = {"change": 1, "time": 0.0, "title": "captioned", "values": values}
+    (tmp_path / KEPT_FOLDER).mkdir()
+    (tmp_path / KEPT_FOLDER / "captions.jsonl").write_text(f"{json.dumps(line)}\n", encoding="utf-8")
+    for name in (".[1] a.txt.99-1.tmp", ".b.txt.99-1.tmp", ".another.txt.99-1.tmp"):
+        (tmp_path / name).write_bytes(b"a b")
+    assert store.read().captions == {"[1] a.png": "a boat", "b.png": "a bridge"}
+    assert [path.name for path in tmp_path.glob(".*.tmp")] == [".another.txt.99-1.tmp"]

@@ -48,10 +48,27 @@ def test_what_is_not_here_is_asked_for_once(part, services, make_set):
     assert done["agree"]["visible"] is False and queued(services)["input_dir"] == str(folder)
 
 
-def test_agreed_is_agreed(part, services, make_set):
+def test_whoever_agrees_agrees_to_what_was_asked(part, services, make_set):
+    folder = make_set(num_pictures=1, caption="")
+    asked = part._caption(values_of(part, num_beams=2.0))["asked"]
+    done = part._agree({"asked": asked, **values_of(part, source="", captioner="BLIP-2", num_beams=9.0)})
+    assert done["asked"] is None and done["question"] == "" and done["agree"]["visible"] is False
+    settings = queued(services)
+    assert (settings["captioner"], settings["num_beams"], settings["download"]) == ("blip", 2.0, True)
+    assert settings["input_dir"] == str(folder)
+
+
+def test_a_question_that_is_closed_is_not_agreed_to(part, services, make_set):
     make_set(num_pictures=1, caption="")
-    part._caption(values_of(part), is_agreed=True)
-    assert queued(services)["download"] is True
+    assert "Press Caption" in part._agree({"asked": None})["message"]
+    assert services.queue.list() == []
+
+
+def test_what_is_lacking_since_is_asked_for(part, services, make_set):
+    make_set(num_pictures=1, caption="")
+    asked = part._caption(values_of(part))["asked"]
+    again = part._agree({"asked": {**asked, "models": ["made/up"]}})
+    assert "990 MB" in again["question"] and services.queue.list() == []
 
 
 def test_without_the_hub_nothing_is_asked(part, services, make_set, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import json
 import re
 import zipfile
@@ -34,7 +35,7 @@ def part(services):
 
 def values_of(**changes: object) -> dict[str, object]:
     looks = {"source": "ink", "trigger": "", "resolution": "", "shows": "All", "contains": "", "order": "By name", "size": "12"}
-    bulk = {"find": "", "other": "", "ignore_case": False, "whole_words": False, "page_number": 0}
+    bulk = {"find": "", "other": "", "ignore_case": False, "whole_words": False, "page_number": 0, "edits": ""}
     return {**looks, **bulk, **changes}
 
 
@@ -52,9 +53,16 @@ def exported(part, kind: str) -> tuple[str, bytes]:
     return file["name"], base64.b64decode(file["data"])
 
 
-def save(part, folder: Path, name: str, text: str, seen: str) -> dict[str, object]:
-    edits = json.dumps({"id": 7, "folder": str(folder), "edits": {name: [text, seen]}})
-    return told(part._save(values_of(edits=edits))["answer"])[name]
+NUMBERS = itertools.count(100)
+
+
+def message(folder: Path | str, edits: dict[str, list[str]], number: int = 7) -> str:
+    return json.dumps({"window": "w", "id": number, "sets": {str(folder): edits}})
+
+
+def save(part, folder: Path, name: str, text: str, *seen: str, number: int = 0) -> dict[str, object]:
+    edits = message(folder, {name: [text, *seen]}, number or next(NUMBERS))
+    return told(part._save(values_of(edits=edits))["answer"])[str(folder)][name]
 
 
 def test_pages_of_each_size(part, make_set):
@@ -82,10 +90,40 @@ def test_the_later_window_is_told_what_stands_there(part, make_set):
     assert CaptionStore(folder).read().captions["000.png"] == "theirs"
 
 
-def test_captions_of_another_set_are_not_written_into_this_one(part, make_set):
+def test_captions_go_to_the_set_they_were_typed_in(part, make_set):
+    ink, other = make_set("ink", num_pictures=1), make_set("other", num_pictures=1)
+    assert "saved" in save(part, other, "000.png", "mine", "a boat 0")  # while ink is chosen
+    assert CaptionStore(other).read().captions == {"000.png": "mine"}
+    assert CaptionStore(ink).read().captions == {"000.png": "a boat 0"}
+
+
+def test_captions_of_a_folder_that_was_never_shown_are_not_written(part, make_set, tmp_path):
     make_set(num_pictures=1)
-    with pytest.raises(DatasetError, match="Another data set"):
-        save(part, Path("elsewhere"), "000.png", "mine", "a boat 0")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "000.png").write_bytes(b"")
+    answer = part._save(values_of(edits=message(elsewhere, {"000.png": ["mine", ""]})))
+    assert "choose that data set" in told(answer["answer"])[str(elsewhere)]["000.png"]["failed"]
+    assert "choose that data set" in answer["message"] and not (elsewhere / "000.txt").exists()
+    part.show(values_of(source=str(elsewhere)))
+    assert "saved" in save(part, elsewhere, "000.png", "mine", "")
+
+
+def test_what_was_typed_is_saved_before_a_button_does_its_work(part, make_set):
+    folder = make_set(num_pictures=2)
+    edits = message(folder, {"000.png": ["typed", "a boat 0"]})
+    part._typed.take(edits)  # as every button does first
+    part._undo(values_of(edits=edits), "undo")
+    assert "saved" in told(part._save(values_of(edits=edits))["answer"])[str(folder)]["000.png"]
+    assert CaptionStore(folder).read().captions["000.png"] == "a boat 0"  # the undo is not undone by the message's own saving
+
+
+def test_a_text_that_was_sent_before_is_no_other_window(part, make_set):
+    folder = make_set(num_pictures=1)
+    assert "saved" in save(part, folder, "000.png", "one", "a boat 0")
+    assert "saved" in save(part, folder, "000.png", "two", "a boat 0", "one")  # sent before "one" was answered
+    assert "saved" in save(part, folder, "000.png", "late", "a boat 0", number=7)  # overtaken on the way
+    assert CaptionStore(folder).read().captions["000.png"] == "two"
 
 
 def test_a_bulk_change_does_exactly_what_was_previewed(part, make_set):
@@ -174,10 +212,10 @@ def test_earlier_versions_stand_below_a_caption(part, make_set):
 def test_removing_needs_a_filter_and_a_set_of_ours(part, services, make_set):
     folder = make_set(num_pictures=3)
     with pytest.raises(DatasetError, match="every picture"):
-        part._leave_out(values_of())
+        part.pictures._leave_out(values_of())
     with pytest.raises(DatasetError, match="named data set"):
-        part._leave_out(values_of(source=str(folder), contains="1"))
-    part._leave_out(values_of(contains="1"))
+        part.pictures._leave_out(values_of(source=str(folder), contains="1"))
+    part.pictures._leave_out(values_of(contains="1"))
     assert services.library.removed("ink") == ["001.png"]
 
 
