@@ -264,7 +264,7 @@ def _copy(source: Path, target: Path) -> None:
         write_whole(target, lambda temporary: shutil.copyfile(source, temporary))
     except OSError as error:
         raise AdapterError(
-            f"{source} cannot be kept in {target.parent} ({error.strerror}), so nothing is written over it. Check space and rights."
+            f"{source} cannot be kept in {target.parent} ({error.strerror}); nothing is written over it. Check space and rights."
         ) from error
 
 

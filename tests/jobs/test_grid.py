@@ -11,7 +11,7 @@ from PIL import Image
 
 from lora_trainer.adapters.lent import FOLDER
 from lora_trainer.adapters.tags import LoraUse
-from lora_trainer.errors import AdapterError, ConfigError
+from lora_trainer.errors import AdapterError, ConfigError, HostError
 from lora_trainer.events import TrainEvent
 from lora_trainer.host.base import ModelFile
 from lora_trainer.inference.generate import generate
@@ -36,8 +36,11 @@ class DrawingHost(FolderHost):
         super().__init__(*args, **options)
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.listed: list[set[str]] = []
+        self.num_drawn_at_most = 99
 
     def generate(self, prompt: str, **settings: Any) -> Image.Image:
+        if len(self.asked) == self.num_drawn_at_most:
+            raise HostError(f"The picture was interrupted in {self.title}. Draw it again.")
         self.asked.append((prompt, settings))
         self.listed.append({path.stem for path in self.folders().lora_dir.rglob("*.safetensors")})
         color = (20 * prompt.count(":0.5>"), 90 * prompt.count(":1>"), 40)
@@ -152,11 +155,20 @@ class TestByTheHost:
         with Image.open(view.result) as sheet:
             assert "ink-step00000010:1>" in sheet.info["parameters"]
 
-    def test_the_loaded_base_is_not_asked_for(self, host, queue, base, ink) -> None:
+    def test_every_cell_names_the_base_since_another_may_be_loaded_meanwhile(self, host, queue, base, ink) -> None:
         host.models = [base]
         finish(queue, prompts=["a boat <lora:ink:0.5:1>"])
-        assert {settings["base"] for _, settings in host.asked} == {""}
+        assert {settings["base"] for _, settings in host.asked} == {"tiny"}
         assert host.asked[-1][0] == "a boat  <lora:ink:0.5:1>".replace("  ", " ")
+
+    def test_an_interrupted_grid_has_a_sheet_of_what_is_drawn(self, host, queue, base, ink) -> None:
+        host.models, host.num_drawn_at_most = [base], 2
+        id = queue.submit("grid", SMALL | {"loras": ["ink"], "prompts": ["a boat"]}, title="test")
+        view = wait_status(queue, id, "finished", "failed", "stopped")
+        assert view.status == "failed" and "was interrupted in Painter" in view.error
+        with Image.open(view.folder / "sheet.png") as sheet:
+            assert "Sheet weights" in sheet.info["parameters"]
+        assert len(events(queue, id, "cell")) == 2 and not (host.folders().lora_dir / FOLDER).exists()
 
 
 def test_what_a_killed_process_left_is_cleared_at_the_next_start(host, queue) -> None:

@@ -48,11 +48,21 @@ def recover(settings: Mapping[str, Any], host: Host) -> None:
 
 
 def run(settings: Mapping[str, Any], context: JobContext) -> Path | None:
-    """Draws; returns the sheet, or None when it was stopped. What was drawn by then stays, with a sheet of it."""
+    """Draws; returns the sheet, or None when it was stopped. What was drawn by then stays, with a sheet of it.
+
+    So it does when a picture fails or the WebUI's user interrupts it.
+    """
     job = read(settings, context.host)
     base = find_base(job, context.host)
     context.emit("phase", name="loading the base model", done=0, total=0)
-    grid = _draw_by_host(job, base, context) if context.host.has_pipeline else _draw(job, base, context)
+    draw = _draw_by_host if context.host.has_pipeline else _draw
+    so_far: list[Grid] = []
+    try:
+        grid = draw(job, base, context, so_far)
+    except LoraTrainerError:
+        for grid in so_far[-1:]:
+            grid.save(context.folder / SHEET)
+        raise
     for note in grid.notes:
         context.emit("warning", message=note)
     if not grid.cells:
@@ -62,8 +72,8 @@ def run(settings: Mapping[str, Any], context: JobContext) -> Path | None:
     return path if grid.is_complete else None
 
 
-def _draw(job: GridJob, base: ModelFile, context: JobContext) -> Grid:
-    """Draws by ourselves."""
+def _draw(job: GridJob, base: ModelFile, context: JobContext, so_far: list[Grid]) -> Grid:
+    """Draws by ourselves. The grid is in `so_far` from its first cell on."""
     from lora_trainer.inference.grid import draw_cells
     from lora_trainer.models.family import ModelSettings
     from lora_trainer.models.table import load_model
@@ -76,27 +86,27 @@ def _draw(job: GridJob, base: ModelFile, context: JobContext) -> Grid:
         with lease.building():
             model: Any = load_model(ModelSettings(base.path, device=device, dtype=dtype, vae=vae, clip_skip=job.clip_skip))
         rows = plan_rows(job, context.host, side=model.resolution)
-        on_cell = _begin(rows, job, base.path.stem, context)
+        on_cell = _begin(rows, job, base.path.stem, context, so_far)
         return draw_cells(model, rows, weights=job.weights, control=context.control, on_cell=on_cell)
 
 
-def _draw_by_host(job: GridJob, base: ModelFile, context: JobContext) -> Grid:
-    """Has the WebUI draw with its own pipeline."""
+def _draw_by_host(job: GridJob, base: ModelFile, context: JobContext, so_far: list[Grid]) -> Grid:
+    """Has the WebUI draw with its own pipeline, as `_draw`."""
     from lora_trainer.inference.host_grid import draw_cells_by
 
     host = context.host
     rows = plan_rows(job, host, side=_side_of(base))
-    is_loaded = base == host.checkpoints()[0]
     files = [use.path for row in rows for use in (*row.uses, *row.companions)]
 
     def draw(prompt: str, settings: Any) -> Any:
         values = {name: value for name, value in asdict(settings).items() if name != "prompt"}
-        return host.generate(prompt, base="" if is_loaded else base.name, **values)
+        # Named for every picture: its user may choose another checkpoint while the grid is drawn.
+        return host.generate(prompt, base=base.name, **values)
 
     places: Mapping[Path, Path] = {}
     try:
         with lent(files, host.folders().lora_dir) as places:
-            on_cell = _begin(rows, job, base.path.stem, context)
+            on_cell = _begin(rows, job, base.path.stem, context, so_far)
             return draw_cells_by(
                 draw, rows, base=base.path.stem, places=places, weights=job.weights, control=context.control, on_cell=on_cell
             )
@@ -111,7 +121,7 @@ def _side_of(base: ModelFile) -> int:
     return detect(base.path).resolution or USUAL_SIDE
 
 
-def _begin(rows: tuple[Row, ...], job: GridJob, base: str, context: JobContext) -> OnCell:
+def _begin(rows: tuple[Row, ...], job: GridJob, base: str, context: JobContext, so_far: list[Grid]) -> OnCell:
     """Tells of the empty grid; returns what keeps and tells of each cell."""
     from lora_trainer.inference.infotext import save_png
 
@@ -121,6 +131,7 @@ def _begin(rows: tuple[Row, ...], job: GridJob, base: str, context: JobContext) 
     context.emit("phase", name="drawing", done=0, total=len(rows) * len(weights))
 
     def on_cell(grid: Grid, cell: Cell) -> None:
+        so_far[:] = [grid]
         path = save_png(context.folder / CELLS / f"{cell.row}-{cell.column}.png", cell.picture, cell.parameters)
         context.emit("cell", row=cell.row, column=cell.column, path=str(path), parameters=cell.parameters)
         context.emit("phase", name="drawing", done=len(grid.cells), total=grid.num_cells)
