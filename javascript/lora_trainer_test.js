@@ -6,6 +6,7 @@
 
     const root = () => document.getElementById("lora_trainer");
     const page = () => window.loraTrainer;
+    let lastPress = 0;
 
     // Enters a text into a hidden field, and presses a hidden button when gradio has taken it up.
     function tell(field, text, button) {
@@ -32,6 +33,7 @@
         const field = document.querySelector(`#${tab}_prompt textarea`);
         if (!field) {
             page().copy(prompt);
+            page().flash(`lora_trainer_test_${tab}`);
             return;
         }
         const paste = document.querySelector(`#${tab}_tools #paste, #${tab}_toprow #paste`);
@@ -43,9 +45,12 @@
         field.focus();
     }
 
+    // Each answer once: after a press that failed, the former answer still stands in the field.
     function enlarge(content) {
         if (!content) return;
-        const {name, uri} = JSON.parse(content);
+        const {name, uri, press} = JSON.parse(content);
+        if (press === lastPress) return;
+        lastPress = press;
         const before = document.activeElement;
         const overlay = document.createElement("div");
         overlay.className = "lora_trainer_overlay is_test";
