@@ -7,7 +7,7 @@ picture is one of the training pictures again, the LoRA has learned it by heart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,17 +104,22 @@ class Advice:
     reason: str
 
 
-def read_training_pictures(paths: Iterable[Path], eye: Eye = PLAIN) -> list[TrainingPicture]:
+def read_training_pictures(
+    paths: Iterable[Path], eye: Eye = PLAIN, on_picture: Callable[[int], None] | None = None
+) -> list[TrainingPicture]:
     """Returns what is compared of the training pictures.
 
     Args:
         eye: that `advise` will use.
+        on_picture: called with the number read so far, before every tenth. What it raises ends the reading.
 
     Raises:
         DatasetError: there is none, or one cannot be read.
     """
     pictures = []
-    for path in paths:
+    for number, path in enumerate(paths):
+        if on_picture and number % 10 == 0:
+            on_picture(number)
         try:
             with Image.open(path) as file:
                 picture = ImageOps.exif_transpose(file).convert("RGB")

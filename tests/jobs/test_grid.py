@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -37,6 +38,12 @@ class DrawingHost(FolderHost):
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.listed: list[set[str]] = []
         self.num_drawn_at_most = 99
+        self.own_clip: Any = None
+
+    def clip(self) -> Any:
+        if isinstance(self.own_clip, HostError):
+            raise self.own_clip
+        return self.own_clip
 
     def generate(self, prompt: str, **settings: Any) -> Image.Image:
         if len(self.asked) == self.num_drawn_at_most:
@@ -47,6 +54,16 @@ class DrawingHost(FolderHost):
         picture = Image.new("RGB", (settings["width"], settings["height"]), color)
         picture.info["parameters"] = f"{prompt.partition(' <')[0]} \nNegative prompt: \nSteps: 2"  # as AUTOMATIC1111: no tags
         return picture
+
+
+class MeanColour:
+    """Embeds pictures by their colour, texts as one colour."""
+
+    def embed_picture(self, picture: Image.Image) -> np.ndarray:
+        return np.asarray(picture).reshape(-1, 3).mean(axis=0) + 1
+
+    def embed_text(self, text: str) -> np.ndarray:
+        return np.array([1.0, 2.0, 3.0])
 
 
 def events(queue: JobQueue, id: str, kind: str) -> list[TrainEvent]:
@@ -160,6 +177,15 @@ class TestByTheHost:
         finish(queue, prompts=["a boat <lora:ink:0.5:1>"])
         assert {settings["base"] for _, settings in host.asked} == {"tiny"}
         assert host.asked[-1][0] == "a boat  <lora:ink:0.5:1>".replace("  ", " ")
+
+    def test_its_own_clip_compares_the_pictures_where_it_has_one(self, host, queue, base, ink, pictures) -> None:  # noqa: F811
+        host.models, host.own_clip = [base], MeanColour()
+        view = finish(queue, loras=["ink"], prompts=["a boat"], train_data_dir=str(pictures))
+        (advice,) = events(queue, view.id, "advice")
+        assert advice.data["by"] == "CLIP (Painter 1.0)" and len(advice.data["figures"]) == 2
+        host.own_clip = HostError("its file is damaged.")
+        view = finish(queue, loras=["ink"], prompts=["a boat"], train_data_dir=str(pictures))
+        assert "colours" in events(queue, view.id, "advice")[0].data["by"] and "is damaged" in view.warnings[0]
 
     def test_an_interrupted_grid_has_a_sheet_of_what_is_drawn(self, host, queue, base, ink) -> None:
         host.models, host.num_drawn_at_most = [base], 2

@@ -15,7 +15,7 @@ from lora_trainer.adapters.diagnosis import diagnose
 from lora_trainer.adapters.lent import lent, remove_lent
 from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.dataset.scan import find_pictures
-from lora_trainer.errors import LoraTrainerError, Problem
+from lora_trainer.errors import HostError, JobError, LoraTrainerError, Problem
 from lora_trainer.host.base import Host, ModelFile, wait_while
 from lora_trainer.inference.rows import Row, check_rows
 from lora_trainer.jobs.context import JobContext
@@ -167,7 +167,6 @@ def _judge(grid: Grid, job: GridJob, base: ModelFile, context: JobContext) -> No
         for path in symptoms.without_effect:
             problems += diagnose(path, base.path, context.host.folders().lora_dir)
         if training and grid.is_complete:
-            context.emit("phase", name="comparing with the training pictures", done=0, total=0)
             _advise(grid, training, job, context)
     except LoraTrainerError as error:  # the pictures are there
         context.emit("warning", message=f"the pictures could not be judged: {error}")
@@ -178,8 +177,14 @@ def _judge(grid: Grid, job: GridJob, base: ModelFile, context: JobContext) -> No
 def _advise(grid: Grid, training: Sequence[Path], job: GridJob, context: JobContext) -> None:
     from lora_trainer.inference.advice import advise, read_training_pictures
 
-    eye = _open_eye(job)
-    advice = advise(grid, read_training_pictures(training, eye), eye)
+    eye = _open_eye(job, context)
+
+    def on_picture(done: int) -> None:
+        context.emit("phase", name="comparing with the training pictures", done=done, total=len(training))
+        if context.control.is_requested("stop"):
+            raise JobError("the comparison with the training pictures was stopped.")
+
+    advice = advise(grid, read_training_pictures(training, eye, on_picture), eye)
 
     def rows_of(uses: Any) -> list[int]:
         return [number for number, row in enumerate(grid.rows) if row.uses == uses]
@@ -208,11 +213,21 @@ def _advise(grid: Grid, training: Sequence[Path], job: GridJob, context: JobCont
     context.log.info("%s", advice.reason)
 
 
-def _open_eye(job: GridJob) -> Eye:
+def _open_eye(job: GridJob, context: JobContext) -> Eye:
+    """Returns what compares pictures: the CLIP that the settings name, else the host's own, else colours and textures."""
     from lora_trainer.inference.likeness import PLAIN
 
-    if not job.clip:
-        return PLAIN
-    from lora_trainer.inference.clip_eye import open_clip_eye
+    if job.clip:
+        from lora_trainer.inference.clip_eye import open_clip_eye
 
-    return open_clip_eye(Path(job.clip))
+        return open_clip_eye(Path(job.clip))
+    try:
+        clip = context.host.clip()
+    except HostError as error:
+        context.emit("warning", message=f"the pictures are compared by colours and textures: {error}")
+        return PLAIN
+    if clip is None:
+        return PLAIN
+    from lora_trainer.inference.clip_eye import ClipEye
+
+    return ClipEye(clip, f"CLIP ({context.host.title})")
