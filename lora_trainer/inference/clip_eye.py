@@ -29,6 +29,8 @@ class ClipEye:
         label: what compares, for people.
     """
 
+    measure_of_kept = "what the base shows of the prompt"
+
     def __init__(self, clip: HostClip, label: str = "CLIP") -> None:
         self._clip, self.label = clip, label
         self._looks: dict[tuple[tuple[int, int], bytes], np.ndarray] = {}

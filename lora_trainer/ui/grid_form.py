@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from lora_trainer.adapters.container import model_hash
 from lora_trainer.adapters.library import find_lora
 from lora_trainer.adapters.names import split_step_name
 from lora_trainer.adapters.shelf import list_shelf, look_at
@@ -215,8 +216,21 @@ class GridForm:
                 message = f"is chosen, and there is no saved step of {name} on this computer."
                 raise ConfigError([Problem(STEPS, message, hint="Leave it out, or choose a LoRA of a run that saved steps.")])
             files += [str(steps[step]) for step in sorted(steps)]
-            files.append(name)
+            files.append(self._finished(name) if run else name)
         return files
+
+    def _finished(self, name: str) -> str:
+        """Returns a LoRA's finished file: its name, or that in its run's folder where a picked step took its place."""
+        final = self.final_of(name)
+        if final is None or model_hash(final) == model_hash(find_lora(self.services.host.folders().lora_dir, name)):
+            return name
+        return str(final)
+
+    def final_of(self, name: str) -> Path | None:
+        """Returns the finished file in the folder of the run that made a LoRA."""
+        run = self._run_of(name)
+        path = run.folder / f"{name}.safetensors" if run else None
+        return path if path and path.is_file() else None
 
     def _folder_of(self, source: Any) -> Path | None:
         text = str(source or "").strip()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from lora_trainer.adapters.container import model_hash
 from lora_trainer.adapters.diagnosis import diagnose
 from lora_trainer.adapters.library import find_lora
 from lora_trainer.adapters.shelf import pick
@@ -221,7 +222,7 @@ class TestPart:
                 f"A card keeps one weight, and this picture has two: {loras[0]['text']:g} of it for the text encoder and "
                 f"{loras[0]['unet']:g} for the UNet. Give the tag one weight and draw again."
             )
-        source, weight = Path(loras[0]["path"]), round(view.weights[place[1]] * loras[0]["unet"], 4)
+        source, weight = self._source_of(loras[0]), round(view.weights[place[1]] * loras[0]["unet"], 4)
         folder = self.services.host.folders().lora_dir
         preview = Path(view.cells[place]["path"]).read_bytes()
         path = pick(source, weight, preview, folder)
@@ -232,6 +233,16 @@ class TestPart:
             said += f" {word('Its file is that of')} {escape(grid_view.name_of(view, place))}."
         card = runs.library.show({name: values[f"runs.{name}"] for name in runs.library.live})
         return {**{f"runs.{name}": update for name, update in card.items()}, "message": markup.notice(said)}
+
+    def _source_of(self, use: Mapping[str, Any]) -> Path:
+        """Returns the file that a cell was drawn with: of one that was replaced since, by a picked step, that of its run."""
+        path, hash = Path(use["path"]), use.get("hash")
+        if not path.is_file() or hash in (None, model_hash(path)):
+            return path  # of one that is gone, `pick` says so
+        final = self.fields.final_of(path.stem)
+        if final is not None and model_hash(final) == hash:
+            return final
+        raise AdapterError(f"{path.name} was replaced after this picture had been drawn. Draw it again, then choose.")
 
     def _enlarge(self, values: dict[str, Any], name: str) -> dict[str, Any]:
         """Returns a picture as the script shows it: the file itself, so that saving it keeps its parameters.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lora_trainer.adapters.container import model_hash
 from lora_trainer.adapters.lent import FOLDER
 from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.errors import AdapterError, ConfigError, HostError
@@ -95,7 +96,7 @@ def test_cells_come_one_by_one_and_the_sheet_at_the_end(host, queue, base, ink, 
     (grid,), cells = events(queue, view.id, "grid"), events(queue, view.id, "cell")
     assert grid.data["weights"] == [0, 0.5, 1] and grid.data["pipeline"] == ""
     assert [row["label"] for row in grid.data["rows"]] == ["a boat", "a red house"]
-    assert grid.data["rows"][1]["loras"] == [{"path": str(ink), "unet": 1.0, "text": 1.0}]
+    assert grid.data["rows"][1]["loras"] == [{"path": str(ink), "hash": model_hash(ink), "unet": 1.0, "text": 1.0}]
     assert [(cell.data["row"], cell.data["column"]) for cell in cells] == [(r, c) for c in range(3) for r in range(2)]
     settings = GenerateSettings("a boat", width=64, height=64, steps=2, cfg_scale=5, seed=9)
     with applied(sd1, [LoraUse(ink, 0.5)]):

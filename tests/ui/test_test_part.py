@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import gradio as gr
 import pytest
 from PIL import Image
 
+from lora_trainer.adapters.container import model_hash
 from lora_trainer.adapters.folder import Card
 from lora_trainer.adapters.library import edit_card, read_card
 from lora_trainer.dataset.library import DatasetLibrary
@@ -147,6 +149,22 @@ def test_a_picked_step_is_the_lora_with_weight_and_preview(page: Page, services:
         test._pick(values_of(page, chosen="0-0"), page.parts["runs"])
     with pytest.raises(JobError, match="No picture is chosen"):
         test._pick(values_of(page, chosen=""), page.parts["runs"])
+
+
+def test_after_a_step_was_picked_the_finished_file_can_be_picked_again(page: Page, services: Services) -> None:
+    test, folders = page.parts["test"], services.host.folders()
+    lora, run = folders.lora_dir / "ink.safetensors", folders.runs / "ink"
+    final = Path(shutil.copyfile(lora, run / "ink.safetensors"))
+    (run / "job.json").write_text(json.dumps({"published": {"ink.safetensors": model_hash(lora)}}), encoding="utf-8")
+    use = {"path": str(lora), "hash": model_hash(lora)}
+    assert test._source_of(use) == lora
+    test._pick(values_of(page, chosen="1-1"), page.parts["runs"])
+    assert model_hash(lora) != use["hash"] and test._source_of(use) == final
+    values = values_of(page, loras=["ink"], prompts="a boat", steps_too=True, base_model="base.safetensors")
+    assert test.fields.settings(values)["loras"][-1] == str(final)  # and it is drawn beside the steps, not what took its place
+    final.unlink()
+    with pytest.raises(AdapterError, match=r"ink\.safetensors was replaced"):
+        test._source_of(use)
 
 
 def test_a_grid_drawn_anew_begins_anew() -> None:

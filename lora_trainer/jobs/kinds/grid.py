@@ -6,11 +6,13 @@ folder as they come, each with its parameters, and at the end the sheet of all.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_trainer.adapters.container import model_hash
 from lora_trainer.adapters.diagnosis import diagnose
 from lora_trainer.adapters.lent import lent, remove_lent
 from lora_trainer.adapters.tags import LoraUse
@@ -127,7 +129,8 @@ def _begin(rows: tuple[Row, ...], job: GridJob, base: str, context: JobContext, 
 
     weights = check_rows(rows, job.weights)
     pipeline = context.host.title if context.host.has_pipeline else ""
-    context.emit("grid", rows=[_describe_row(row) for row in rows], weights=weights, base=base, pipeline=pipeline)
+    hash_of = functools.cache(model_hash)  # a picked cell asks later whether the file is still the one that was drawn
+    context.emit("grid", rows=[_describe_row(row, hash_of) for row in rows], weights=weights, base=base, pipeline=pipeline)
     context.emit("phase", name="drawing", done=0, total=len(rows) * len(weights))
 
     def on_cell(grid: Grid, cell: Cell) -> None:
@@ -140,19 +143,20 @@ def _begin(rows: tuple[Row, ...], job: GridJob, base: str, context: JobContext, 
     return on_cell
 
 
-def _describe_row(row: Row) -> dict[str, Any]:
+def _describe_row(row: Row, hash_of: Callable[[Path], str]) -> dict[str, Any]:
     settings = row.settings
     return {
         "label": row.label,
         "prompt": settings.prompt,
         "seed": settings.seed,
-        "loras": [_describe_use(use) for use in row.uses],
-        "companions": [_describe_use(use) for use in row.companions],
+        "loras": [_describe_use(use, hash_of) for use in row.uses],
+        "companions": [_describe_use(use, hash_of) for use in row.companions],
     }
 
 
-def _describe_use(use: LoraUse) -> dict[str, Any]:
-    return {"path": str(use.path), "unet": use.unet_weight, "text": use.weight_of("text_encoder")}
+def _describe_use(use: LoraUse, hash_of: Callable[[Path], str]) -> dict[str, Any]:
+    weights = {"unet": use.unet_weight, "text": use.weight_of("text_encoder")}
+    return {"path": str(use.path), "hash": hash_of(use.path), **weights}
 
 
 def _judge(grid: Grid, job: GridJob, base: ModelFile, context: JobContext) -> None:
