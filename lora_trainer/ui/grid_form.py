@@ -75,7 +75,7 @@ class GridForm:
             info = "A data set, or the path of a folder: says which weight to take. Empty: no proposal."
             self._add(gr.Dropdown, "train_data_dir", [], label="Training pictures", info=info, allow_custom_value=True)
             info = "A folder with a CLIP model, to compare by what is shown. Empty: by colours, textures and outlines."
-            if self.services.host.has_pipeline:
+            if not self.services.is_standalone:
                 info = "A folder with a CLIP model. Empty: the one of Interrogate CLIP if it is here, else colours and textures."
             self._add(gr.Textbox, "clip", label="CLIP model", info=info, max_lines=1)
         self.filled = gr.State({})
