@@ -115,6 +115,7 @@ def _draw_by_host(job: GridJob, base: ModelFile, context: JobContext, so_far: li
     finally:
         for place in {place for path, place in places.items() if path != place}:
             host.lora_changed(place)  # it is gone from the WebUI's list, and what it held of it is dropped
+        remove_lent(host.folders().lora_dir)  # on Windows a file that the WebUI still held could not be removed before
 
 
 def _side_of(base: ModelFile) -> int:
