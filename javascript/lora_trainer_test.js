@@ -86,6 +86,23 @@
         next.focus();
     }
 
+    // An answer that was on its way when a cell or a LoRA was chosen shows the state before: what is chosen is asked for again.
+    function reconcile() {
+        if (!root() || document.hidden || root().offsetParent === null) return;
+        for (const [field, name, choose] of [
+            ["lora_trainer_test_chosen", "cell", "lora_trainer_test_choose"],
+            ["lora_trainer_library_chosen", "lora", "lora_trainer_library_choose"],
+        ]) {
+            const chosen = page().fieldText(field);
+            const all = chosen ? [...root().querySelectorAll(`[data-${name}]`)] : [];
+            const element = all.find((other) => other.dataset[name] === chosen);
+            if (element && element.getAttribute("aria-pressed") !== "true") {
+                element.setAttribute("aria-pressed", "true");
+                page().press(choose);
+            }
+        }
+    }
+
     document.addEventListener("click", (event) => {
         if (!root() || !root().contains(event.target)) return;
         const cell = event.target.closest("[data-cell]");
@@ -97,5 +114,6 @@
         if (root() && root().contains(event.target)) move(event);
     });
 
+    window.setInterval(reconcile, 1000);
     window.loraTrainerTest = {send, enlarge};
 })();

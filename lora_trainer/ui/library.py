@@ -169,9 +169,10 @@ class LibraryShelf:
             "items": draw_shelf(keys, item, cache),
             "trash": gr.update(choices=trashed, value=marked, visible=bool(trashed)),
             "restore": gr.update(visible=bool(trashed)),
-            "chosen": key,
             "detail": draw_item(item, cache) if item else _NOTHING,
         }
+        if key != values.get("chosen"):  # else left alone: the user may choose another while this is on its way
+            updates["chosen"] = key
         before = _read_loaded(values)
         if key != before.key:
             fields = self._fields_of(item, folder) if item else self._no_fields()
@@ -184,7 +185,8 @@ class LibraryShelf:
             for name, value in fields.items()
             if value != before.fields.get(name) and not before.is_typed(name, values)
         }
-        return {**updates, **fresh, "loaded": Loaded(key, fields).to_text()}
+        loaded = Loaded(key, fields)
+        return {**updates, **fresh, **({"loaded": loaded.to_text()} if loaded != before else {})}
 
     def _fields_of(self, item: ShelfItem, folder: Path) -> dict[str, Any]:
         """Returns what stands in the fields while the user has typed nothing."""
@@ -230,7 +232,8 @@ class LibraryShelf:
         said = f"{word('It is called')} <strong>{escape(new.stem)}</strong>; {word('write that in the tag, too.')}"
         key = next((key for key, item in name_items(list_shelf(folder), folder).items() if item.path == new), "")
         loaded = replace(_read_loaded(values), key=key)  # the same card, so what is typed stays
-        return {**self.show({**values, "chosen": key, "loaded": loaded.to_text()}), "message": markup.notice(said)}
+        shown = self.show({**values, "chosen": key, "loaded": loaded.to_text()})
+        return {"loaded": loaded.to_text(), **shown, "chosen": key, "message": markup.notice(said)}
 
     def _repair(self, values: dict[str, Any]) -> dict[str, Any]:
         path = self._path(values)
@@ -245,7 +248,7 @@ class LibraryShelf:
         throw_away(path, self.services.host.folders().lora_dir)
         self.services.host.lora_changed(path)
         said = f"<strong>{escape(path.stem)}</strong> {word('is in the trash of the LoRA folder; “Bring it back” restores it.')}"
-        return {**self.show({**values, "chosen": ""}), "message": markup.notice(said)}
+        return {**self.show({**values, "chosen": ""}), "chosen": "", "message": markup.notice(said)}
 
     def _restore(self, values: dict[str, Any]) -> dict[str, Any]:
         identifier = str(values["trash"] or "").rpartition("(")[2].rstrip(")")

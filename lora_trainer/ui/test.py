@@ -108,7 +108,7 @@ class TestPart:
         page.on(page.openers[self.id].select, self._open, self.live, self.live, quiet=True)
         page.on(self.draw.click, self._draw, self.live, self.shown)
         page.on(self.stop.click, self._stop, self.live, self.shown)
-        page.on(self.grids.input, lambda values: self.show({**values, "chosen": "", "drawn": None}), self.live, self.shown)
+        page.on(self.grids.input, self._show_anew, self.live, self.shown)
         page.on(self.choose.click, lambda values: self.show(values), self.live, self.shown, quiet=True)
         self.fields.bind(page)
         page.on(self.examine.click, self._examine, self.live, {"examined": self.examined})
@@ -190,7 +190,11 @@ class TestPart:
         with markup.labelled(self.fields.labels()):
             id = self.services.queue.submit("grid", self.fields.settings(values), title=self.fields.title(values))
         job = self.services.queue.view(id)
-        return self.show({**values, "grids": _name_job(job), "chosen": "", "drawn": None})
+        return self._show_anew({**values, "grids": _name_job(job)})
+
+    def _show_anew(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns another grid, of which no cell is chosen."""
+        return {**self.show({**values, "chosen": "", "drawn": None}), "chosen": ""}
 
     def _stop(self, values: dict[str, Any]) -> dict[str, Any]:
         self.services.queue.command(self._job(values).id, "stop")

@@ -108,9 +108,7 @@ def test_from_the_newest_lora_to_a_picked_weight(start_server, open_page, ink):
     show_part(page, "Runs")
     page.locator("#lora_trainer_runs_library .label-wrap").first.click()
     page.locator("[data-lora='late']").click()
-    page.wait_for_function(
-        "() => document.querySelector('#lora_trainer_library_name input, #lora_trainer_library_name textarea').value === 'late'"
-    )
+    page.wait_for_selector("#lora_trainer_library_detail h3:has-text('late')")
     page.locator("#lora_trainer_library_notes textarea").first.fill("being typed")
     page.evaluate("window.loraTrainer.press('lora_trainer_refresh')")
     page.wait_for_timeout(1500)

@@ -240,8 +240,17 @@ class TestLibrary:
         changed = {name: new["value"] if isinstance(new, dict) and "value" in new else new for name, new in updates.items()}
         return {**form, **changed}
 
+    def test_an_answer_that_is_late_does_not_take_the_choice_back(self, page: Page, services: Services) -> None:
+        library = page.parts["runs"].library
+        late = library.show(self.form(page))  # asked for before the choice
+        form = self.after(self.choose(page, self.form(page), "ink"), late)
+        assert form["chosen"] == "ink" and form["name"] == "ink" and 'aria-pressed="true"' not in form["items"]
+        again = self.choose(page, form, "ink")  # as the script then asks
+        assert 'aria-pressed="true"' in again["items"] and "24 pictures" in again["detail"]
+
     def choose(self, page: Page, form: dict[str, object], name: str) -> dict[str, object]:
-        return self.after(form, page.parts["runs"].library.show({**form, "chosen": name}))
+        chosen = {**form, "chosen": name}
+        return self.after(chosen, page.parts["runs"].library.show(chosen))
 
     def test_the_card_is_edited_and_the_file_goes_to_the_trash_and_back(self, page: Page, services: Services) -> None:
         library, folder = page.parts["runs"].library, services.host.folders().lora_dir
