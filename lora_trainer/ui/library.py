@@ -161,7 +161,8 @@ class LibraryShelf:
         folder, cache = host.folders().lora_dir, host.folders().cache
         shelf = list_shelf(folder)
         keys = name_items(shelf, folder)
-        key = values.get("chosen") if values.get("chosen") in keys else ""
+        key = str(values.get("chosen") or "")
+        key = key if key in keys else ""
         item = keys.get(key)
         trashed = [f"{entry.path.as_posix()} ({entry.id})" for entry in list_trash(folder)]
         marked = values.get("trash") if values.get("trash") in trashed else next(iter(trashed), None)
