@@ -113,6 +113,16 @@ class GridForm:
         }
         return {**found, **self.look({**values, **changes})}
 
+    def lists(self) -> dict[str, Any]:
+        """Returns the lists of now and no values: the user may be typing while they are on their way."""
+        host = self.services.host
+        shelf = [item.name for item in list_shelf(host.folders().lora_dir) if not item.error]
+        return {
+            "loras": gr.update(choices=list(dict.fromkeys(shelf))),
+            "base_model": gr.update(choices=[model.name for model in host.checkpoints()]),
+            "train_data_dir": gr.update(choices=self.services.library.names()),
+        }
+
     def fill_for(self, values: Mapping[str, Any], name: str) -> dict[str, Any]:
         """Returns the updates that put a LoRA with all that goes with it into the form."""
         return {**self._follow({**values, "loras": [name]}, is_forced=True), "loras": [name]}

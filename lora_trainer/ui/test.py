@@ -129,7 +129,7 @@ class TestPart:
 
     def _open(self, values: dict[str, Any]) -> Mapping[str, Any]:
         """Returns the lists of now: files may have come to the folders since the page was loaded."""
-        return {**self.fields.refresh(values), **self.show(values)}
+        return {**self.fields.lists(), **self.show(values)}
 
     def tick(self, values: dict[str, Any]) -> Mapping[str, Any]:
         return self.show(values)

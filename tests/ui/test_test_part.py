@@ -198,13 +198,11 @@ def test_errors_name_the_labels_of_the_page(page: Page) -> None:
         test._draw(values_of(page, loras=["found"], prompts="a", steps_too=True, base_model="base.safetensors"))
 
 
-def test_opening_the_part_lists_what_is_in_the_folder_now(page: Page, services: Services) -> None:
-    test = page.parts["test"]
-    shown = test.refresh(values_of(page))
+def test_opening_the_part_lists_what_is_in_the_folder_now_and_touches_no_value(page: Page, services: Services) -> None:
     make(services.host.folders().lora_dir / "late.safetensors")
-    values = {"loras": ["ink"], "prompts": "mine", "base_model": "base.safetensors"}
-    opened = test._open(values_of(page, **values, filled={**shown["filled"], "loras": None}))
-    assert opened["loras"]["choices"] == ["late", "ink"] and "value" not in opened["loras"]  # the choice stays as it is
+    opened = page.parts["test"]._open(values_of(page))
+    assert opened["loras"]["choices"] == ["late", "ink"] and opened["base_model"]["choices"] == ["base.safetensors"]
+    assert "prompts" not in opened and all("value" not in opened[name] for name in ("loras", "base_model", "train_data_dir"))
 
 
 def test_a_picture_of_two_weights_cannot_be_kept(page: Page, services: Services) -> None:
