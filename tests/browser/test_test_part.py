@@ -102,7 +102,7 @@ def test_from_the_newest_lora_to_a_picked_weight(start_server, open_page, ink):
     shutil.copyfile(lora, server.lora_dir / "late.safetensors")
     show_part(page, "Test")  # its lists are those of now
     page.locator("#lora_trainer_test_field_loras input").first.click()
-    page.wait_for_selector("#lora_trainer_test_field_loras [role=option]:has-text('late'), [role=option]:has-text('late')")
+    page.wait_for_selector("[role=option]:has-text('late'), [data-testid=dropdown-option]:has-text('late')")
     page.keyboard.press("Escape")
 
     show_part(page, "Runs")
