@@ -232,7 +232,7 @@
         }, 100);
     });
 
-    window.loraTrainer = {use, download, copy, goTo, press, enter, fieldText};
+    window.loraTrainer = {use, download, copy, flash, goTo, press, enter, fieldText};
     window.setInterval(tick, TICK_MS);
     window.setTimeout(tick, 200);
 })();

@@ -6,6 +6,7 @@
 
     const root = () => document.getElementById("lora_trainer");
     const page = () => window.loraTrainer;
+    let lastPress = 0;
 
     // Enters a text into a hidden field, and presses a hidden button when gradio has taken it up.
     function tell(field, text, button) {
@@ -32,6 +33,7 @@
         const field = document.querySelector(`#${tab}_prompt textarea`);
         if (!field) {
             page().copy(prompt);
+            page().flash(`lora_trainer_test_${tab}`);
             return;
         }
         const paste = document.querySelector(`#${tab}_tools #paste, #${tab}_toprow #paste`);
@@ -43,9 +45,12 @@
         field.focus();
     }
 
+    // Each answer once: after a press that failed, the former answer still stands in the field.
     function enlarge(content) {
         if (!content) return;
-        const {name, uri} = JSON.parse(content);
+        const {name, uri, press} = JSON.parse(content);
+        if (press === lastPress) return;
+        lastPress = press;
         const before = document.activeElement;
         const overlay = document.createElement("div");
         overlay.className = "lora_trainer_overlay is_test";
@@ -81,6 +86,23 @@
         next.focus();
     }
 
+    // An answer that was on its way when a cell or a LoRA was chosen shows the state before: what is chosen is asked for again.
+    function reconcile() {
+        if (!root() || document.hidden || root().offsetParent === null) return;
+        for (const [field, name, choose] of [
+            ["lora_trainer_test_chosen", "cell", "lora_trainer_test_choose"],
+            ["lora_trainer_library_chosen", "lora", "lora_trainer_library_choose"],
+        ]) {
+            const chosen = page().fieldText(field);
+            const all = chosen ? [...root().querySelectorAll(`[data-${name}]`)] : [];
+            const element = all.find((other) => other.dataset[name] === chosen);
+            if (element && element.getAttribute("aria-pressed") !== "true") {
+                element.setAttribute("aria-pressed", "true");
+                page().press(choose);
+            }
+        }
+    }
+
     document.addEventListener("click", (event) => {
         if (!root() || !root().contains(event.target)) return;
         const cell = event.target.closest("[data-cell]");
@@ -92,5 +114,6 @@
         if (root() && root().contains(event.target)) move(event);
     });
 
+    window.setInterval(reconcile, 1000);
     window.loraTrainerTest = {send, enlarge};
 })();

@@ -161,6 +161,23 @@ def throw_away(path: Path, lora_dir: Path) -> str:
     return identifier
 
 
+def put_aside(path: Path, lora_dir: Path) -> str:
+    """Keeps a LoRA in the trash of its folder before another comes in its place. Returns the id by which `restore` finds it.
+
+    The file itself stays until it is replaced, and so does what stands beside it.
+
+    Raises:
+        AdapterError: it cannot be copied.
+    """
+    trash = lora_dir / TRASH_FOLDER
+    identifier = _free_identifier(trash, time.strftime("%Y%m%d-%H%M%S"))
+    folder = trash / identifier / path.parent.relative_to(lora_dir)
+    for companion in companions(path):
+        _copy(companion, folder / companion.name)
+    _copy(path, folder / f"{path.name}{TRASHED}")
+    return identifier
+
+
 def list_trash(lora_dir: Path) -> list[Trashed]:
     """Returns what is in the trash of a folder, the last thrown away first."""
     trash = lora_dir / TRASH_FOLDER
@@ -239,6 +256,16 @@ def _move(source: Path, target: Path) -> None:
             ) from error
         write_whole(target, lambda temporary: shutil.copyfile(source, temporary))
         _remove(source)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, lambda temporary: shutil.copyfile(source, temporary))
+    except OSError as error:
+        raise AdapterError(
+            f"{source} cannot be kept in {target.parent} ({error.strerror}); nothing is written over it. Check space and rights."
+        ) from error
 
 
 def _remove(path: Path) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.adapters.container import read_header
-from lora_trainer.adapters.folder import LORA_SUFFIXES, Card, publish, walk
+from lora_trainer.adapters.folder import LORA_SUFFIXES, Card, walk
 from lora_trainer.adapters.inspect import webui_class
 from lora_trainer.adapters.lent import FOLDER
 from lora_trainer.adapters.library import PREVIEW_SUFFIXES, TRASH_FOLDER, edit_card, read_card
 from lora_trainer.adapters.names import split_step_name
+from lora_trainer.adapters.owned import publish_for
 from lora_trainer.adapters.repair import decide_bases
 from lora_trainer.errors import AdapterError
 from lora_trainer.files import write_bytes
@@ -108,8 +109,11 @@ def pick(source: Path, weight: float, preview: bytes, lora_dir: Path) -> Path:
         preview: a PNG.
 
     Raises:
-        AdapterError: a file cannot be read, or the preview is not a PNG.
+        AdapterError: the file is not there or cannot be read, or the preview is not a PNG.
     """
+    if not source.is_file():
+        raise AdapterError(f"{source} is not there any more: it was renamed or deleted since. Draw with the file of now.")
+    _check_preview(preview)
     path = source if lora_dir.resolve() in source.resolve().parents else _publish_step(source, weight, lora_dir)
     edit_card(path, replace(read_card(path), preferred_weight=weight))
     set_preview(path, preview, lora_dir)
@@ -122,8 +126,7 @@ def set_preview(path: Path, preview: bytes, lora_dir: Path) -> Path:
     Raises:
         AdapterError: it is not a PNG.
     """
-    if not preview.startswith(b"\x89PNG"):
-        raise AdapterError("the preview picture is not a PNG. Save it as PNG; the WebUI finds it by that ending.")
+    _check_preview(preview)
     while (old := find_preview(path)) is not None:
         if old.suffix == ".png" and old.stem == path.stem and old.read_bytes() == preview:
             return old
@@ -136,15 +139,15 @@ def set_preview(path: Path, preview: bytes, lora_dir: Path) -> Path:
     return write_bytes(path.with_suffix(".png"), preview)
 
 
+def _check_preview(preview: bytes) -> None:
+    if not preview.startswith(b"\x89PNG"):
+        raise AdapterError("the preview picture is not a PNG. Save it as PNG; the WebUI finds it by that ending.")
+
+
 def _publish_step(source: Path, weight: float, lora_dir: Path) -> Path:
-    run = RunFolder(source.parent)
-    owned = run.read_job().get("published", [])
     trigger = read_header(source).metadata.get("modelspec.trigger_phrase", "")
     card = Card(activation_text=trigger, preferred_weight=weight)
-    published = publish(source, lora_dir, split_step_name(source.stem)[0], card=card, owned=owned)
-    if run.job_path.is_file():
-        run.update_job(published=sorted({*owned, *published.files}))
-    return lora_dir / f"{published.name}.safetensors"
+    return publish_for(RunFolder(source.parent), source, lora_dir, split_step_name(source.stem)[0], card=card)
 
 
 def _read_json(text: str) -> dict[str, Any]:

@@ -113,6 +113,16 @@ class HostCaptioner(Protocol):
         """Moves it off the device, or back onto it. `Lease.building` is held."""
 
 
+class HostClip(Protocol):
+    """The host's own CLIP, loaded: pictures and texts as rows of numbers in one space."""
+
+    def embed_picture(self, picture: Any) -> Any:
+        """Returns the embedding of an RGB picture of PIL, an array of one dimension."""
+
+    def embed_text(self, text: str) -> Any:
+        """Returns the embedding of a text, of which the beginning counts where it is too long."""
+
+
 class OwnDevice:
     """The lease where nobody else uses the device: on the command line and on the stand-alone page."""
 
@@ -204,4 +214,13 @@ class Host(Protocol):
 
         Raises:
             HostError: it has none, or it cannot be loaded.
+        """
+
+    def clip(self) -> HostClip | None:
+        """Loads the host's own CLIP, onto the CPU, where its weights are on the disk; None where they are not.
+
+        Nothing is loaded from the network.
+
+        Raises:
+            HostError: it cannot be loaded.
         """

@@ -87,6 +87,9 @@ class Standalone:
         except LoraTrainerError as error:
             raise HostError(f"The picture could not be drawn with {bases[0].name}: {error}") from error
 
+    def clip(self) -> None:
+        return None
+
     def has_captioner(self) -> bool:
         return False
 

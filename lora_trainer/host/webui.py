@@ -15,10 +15,11 @@ from typing import Any
 from modules import call_queue, paths, processing, sd_models, sd_vae, shared
 
 from lora_trainer.errors import HostError, free_frames
-from lora_trainer.host.base import Folders, HostCaptioner, HostOptions, Lease, ModelFile, wait_while
+from lora_trainer.host.base import Folders, HostCaptioner, HostClip, HostOptions, Lease, ModelFile, wait_while
 from lora_trainer.host.queue_lock import QueueLock
 from lora_trainer.host.settings import read_folders, read_options
 
+CLIP_FILE = "ViT-L-14.pt"  # of `modules.interrogate.clip_model_name`, as the package `clip` stores it
 GENERATION_BYTES = 4 * 2**30  # what drawing a picture takes beside the model: SDXL at 1024 pixels, its VAE included
 
 
@@ -148,6 +149,19 @@ class WebUI(ABC):
             with self.lock:
                 captioner.move(False)
 
+    def clip(self) -> HostClip | None:
+        weights = Path(shared.cmd_opts.clip_models_path or "~/.cache/clip").expanduser() / CLIP_FILE
+        if not weights.is_file():
+            return None
+        try:
+            with self.lock:  # else another thread that loads a checkpoint would leave it without its weights
+                return WebUIClip(weights)
+        except Exception as error:
+            raise HostError(
+                f"{self.title} cannot use its own CLIP ({weights}): {type(error).__name__}: {error}. Delete the file; "
+                "Interrogate CLIP in img2img loads it anew."
+            ) from error
+
     def both_fit(self) -> bool:
         """Whether the card has room for the WebUI's model and a generation beside what was used since the job took the device."""
         import torch
@@ -212,6 +226,33 @@ class WebUICaptioner:
                 f"{self._host.title} cannot use its own captioner: {type(error).__name__}: {error}. Choose blip instead, or "
                 "press Interrogate CLIP in img2img, which shows what is wrong."
             ) from error
+
+
+class WebUIClip:
+    """See `base.HostClip`: the file of the WebUI's Interrogate, read by the same package, in a copy of our own on the CPU.
+
+    So `shared.interrogator`, which may be at work on the device, is left alone.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        import clip
+
+        self._tokenize = clip.tokenize
+        # By the path of the file: by the name of the model a damaged one would be downloaded anew.
+        self._model, self._prepare = clip.load(str(weights), device="cpu")
+        self._model.eval()
+
+    def embed_picture(self, picture: Any) -> Any:
+        return self._embed(self._model.encode_image, self._prepare(picture)[None])
+
+    def embed_text(self, text: str) -> Any:
+        return self._embed(self._model.encode_text, self._tokenize([text], truncate=True))
+
+    def _embed(self, encode: Callable[[Any], Any], values: Any) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return encode(values)[0].double().numpy()
 
 
 class WebUILease:

@@ -7,7 +7,7 @@ picture is one of the training pictures again, the LoRA has learned it by heart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,17 +104,22 @@ class Advice:
     reason: str
 
 
-def read_training_pictures(paths: Iterable[Path], eye: Eye = PLAIN) -> list[TrainingPicture]:
+def read_training_pictures(
+    paths: Iterable[Path], eye: Eye = PLAIN, on_picture: Callable[[int], None] | None = None
+) -> list[TrainingPicture]:
     """Returns what is compared of the training pictures.
 
     Args:
         eye: that `advise` will use.
+        on_picture: called with the number read so far, before every tenth. What it raises ends the reading.
 
     Raises:
         DatasetError: there is none, or one cannot be read.
     """
     pictures = []
-    for path in paths:
+    for number, path in enumerate(paths):
+        if on_picture and number % 10 == 0:
+            on_picture(number)
         try:
             with Image.open(path) as file:
                 picture = ImageOps.exif_transpose(file).convert("RGB")
@@ -139,7 +144,9 @@ def advise(grid: Grid, training: Sequence[TrainingPicture], eye: Eye = PLAIN) ->
     copied = tuple(near for near in judge.nearest.values() if near.is_copied)
     bends = {uses: find_bend(_curve(figures, uses)) for uses in dict.fromkeys(figure.uses for figure in figures)}
     best = _choose(figures)
-    return Advice(figures, best, bends, copied, tuple(judge.nearest.values()), _explain(figures, best, bends, copied))
+    return Advice(
+        figures, best, bends, copied, tuple(judge.nearest.values()), _explain(figures, best, bends, copied, eye.measure_of_kept)
+    )
 
 
 def find_bend(curve: Mapping[float, float]) -> float | None:
@@ -225,7 +232,11 @@ def _curve(figures: Sequence[Figures], uses: Stack) -> dict[float, float]:
 
 
 def _explain(
-    figures: Sequence[Figures], best: Figures | None, bends: Mapping[Stack, float | None], copied: Sequence[Nearest]
+    figures: Sequence[Figures],
+    best: Figures | None,
+    bends: Mapping[Stack, float | None],
+    copied: Sequence[Nearest],
+    measure_of_kept: str,
 ) -> str:
     if best is None:
         farthest = max((figure.moved for figure in figures), default=0.0)
@@ -236,7 +247,7 @@ def _explain(
     name = " + ".join(use.path.stem for use in best.uses)
     sentences = [
         f"{name} at weight {best.weight:g}: the pictures go {best.nearness:.0%} of the way to the training set's look and keep "
-        f"{best.kept:.0%} of the base's composition; they move by {best.moved:.0%}."
+        f"{best.kept:.0%} of {measure_of_kept}; they move by {best.moved:.0%}."
     ]
     if (bend := bends[best.uses]) is not None:
         sentences.append(f"From weight {bend:g} on the look hardly comes nearer.")

@@ -24,9 +24,11 @@ class Eye(Protocol):
 
     Attributes:
         label: by what, for people.
+        measure_of_kept: what it sees kept, in words: "the base's composition".
     """
 
     label: str
+    measure_of_kept: str
 
     def look(self, picture: Image.Image) -> np.ndarray:
         """Returns how a picture looks, as one row of numbers; the differences of two rows say how unlike two pictures look."""
@@ -39,6 +41,7 @@ class PlainEye:
     """Colours, textures and outlines."""
 
     label = "colours, textures and outlines"
+    measure_of_kept = "the base's composition"
 
     def look(self, picture: Image.Image) -> np.ndarray:
         return style(picture)

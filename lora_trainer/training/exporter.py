@@ -11,8 +11,9 @@ import torch
 
 from lora_trainer.adapters.adapter import Adapter
 from lora_trainer.adapters.export import save_lora, webui_tensors
-from lora_trainer.adapters.folder import Card, choose_name, publish
+from lora_trainer.adapters.folder import Card, choose_name
 from lora_trainer.adapters.metadata import TrainingFacts, metadata
+from lora_trainer.adapters.owned import IN_DOUBT, PUBLISHED, publish_for
 from lora_trainer.adapters.self_test import self_test
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.dataset.scan import dataset_metadata
@@ -76,15 +77,13 @@ class Exporter:
 
     def publish(self, path: Path, lora_dir: Path, step: int) -> None:
         """Copies the finished file with its card into a LoRA folder."""
-        owned = self._folder.read_job().get("published", [])
         card = Card(
             description=self._config.comment,
             activation_text=self._config.trigger_words,
             preferred_weight=PREFERRED_WEIGHT,
         )
-        published = publish(path, lora_dir, self.name, card=card, owned=owned)
-        self._folder.update_job(published=sorted({*owned, *published.files}))
-        self._emit("exported", step=step, path=str(lora_dir / f"{published.name}.safetensors"))
+        published = publish_for(self._folder, path, lora_dir, self.name, card=card)
+        self._emit("exported", step=step, path=str(published))
 
     def _export(self, path: Path, step: int, epoch: int) -> Path:
         facts = metadata(
@@ -106,7 +105,7 @@ class Exporter:
             owned = [f"{name}{suffix}" for suffix in REPLACED] if self._config.replace_lora else []
             name = choose_name(self._config.lora_dir, name, owned)
             if owned and name == self._config.name:
-                self._folder.update_job(published=owned)
+                self._folder.update_job(**{PUBLISHED: dict.fromkeys(owned, IN_DOUBT)})
             if name != self._config.name:
                 message = f"{self._config.lora_dir} holds another {self._config.name}; this run's LoRA is named {name}."
                 self._emit("warning", message=message)

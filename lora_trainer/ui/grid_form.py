@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from lora_trainer.adapters.container import model_hash
 from lora_trainer.adapters.library import find_lora
 from lora_trainer.adapters.names import split_step_name
 from lora_trainer.adapters.shelf import list_shelf, look_at
 from lora_trainer.adapters.tags import parse_prompt
-from lora_trainer.errors import LoraTrainerError
+from lora_trainer.errors import ConfigError, LoraTrainerError, Problem
 from lora_trainer.inference.rows import USUAL_WEIGHTS
 from lora_trainer.inference.table import SAMPLERS
 from lora_trainer.jobs.view import JobView
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 FOLLOWING = ("loras", "prompts", "base_model", "train_data_dir")
 USUAL_SEED = 7
+STEPS = "The saved steps of its run, too"
 
 
 class GridForm:
@@ -45,7 +47,7 @@ class GridForm:
             label="LoRAs",
             info="Each is a row of its own. None: those that the prompt names, together.",
         )
-        self._add(gr.Checkbox, "steps_too", label="The saved steps of its run, too", value=False)
+        self._add(gr.Checkbox, "steps_too", label=STEPS, value=False)
         info = "One a line, each a row of its own. Tags such as <lora:seal:0.5:0.8> act beside, as in txt2img."
         self._add(gr.Textbox, "prompts", label="Prompts", info=info, lines=3, max_lines=8)
         self.stack = gr.HTML("", elem_id="lora_trainer_test_stack")
@@ -73,6 +75,8 @@ class GridForm:
             info = "A data set, or the path of a folder: says which weight to take. Empty: no proposal."
             self._add(gr.Dropdown, "train_data_dir", [], label="Training pictures", info=info, allow_custom_value=True)
             info = "A folder with a CLIP model, to compare by what is shown. Empty: by colours, textures and outlines."
+            if not self.services.is_standalone:
+                info = "A folder with a CLIP model. Empty: the one of Interrogate CLIP if it is here, else colours and textures."
             self._add(gr.Textbox, "clip", label="CLIP model", info=info, max_lines=1)
         self.filled = gr.State({})
 
@@ -99,13 +103,25 @@ class GridForm:
         base = changes.get("base_model", values["base_model"])
         found = {
             **changes,
-            "loras": gr.update(choices=names, value=loras),
-            "base_model": gr.update(choices=bases, value=base or (bases[0] if bases else None)),
-            "train_data_dir": gr.update(
-                choices=self.services.library.names(), value=changes.get("train_data_dir", values["train_data_dir"]) or None
+            "loras": _list(names, loras, values["loras"]),
+            "base_model": _list(bases, base or (bases[0] if bases else None), values["base_model"]),
+            "train_data_dir": _list(
+                self.services.library.names(),
+                changes.get("train_data_dir", values["train_data_dir"]) or None,
+                values["train_data_dir"],
             ),
         }
         return {**found, **self.look({**values, **changes})}
+
+    def lists(self) -> dict[str, Any]:
+        """Returns the lists of now and no values: the user may be typing while they are on their way."""
+        host = self.services.host
+        shelf = [item.name for item in list_shelf(host.folders().lora_dir) if not item.error]
+        return {
+            "loras": gr.update(choices=list(dict.fromkeys(shelf))),
+            "base_model": gr.update(choices=[model.name for model in host.checkpoints()]),
+            "train_data_dir": gr.update(choices=self.services.library.names()),
+        }
 
     def fill_for(self, values: Mapping[str, Any], name: str) -> dict[str, Any]:
         """Returns the updates that put a LoRA with all that goes with it into the form."""
@@ -138,6 +154,11 @@ class GridForm:
             **({"train_data_dir": str(folder)} if folder else {}),
             **({"clip_skip": clip_skip} if clip_skip else {}),
         }
+
+    def labels(self) -> dict[str, str]:
+        """Returns what the settings of a grid are called on the page; "prompt" and "seed" are those of one picture."""
+        labels = {name: widget.label for name, widget in self.widgets.items()}
+        return {**labels, "prompt": labels["prompts"], "seed": labels["seeds"]}
 
     def title(self, values: Mapping[str, Any]) -> str:
         return f"Test of {', '.join(values['loras'] or ())}" if values["loras"] else "Test of a prompt"
@@ -201,12 +222,33 @@ class GridForm:
             run = self._run_of(name) if values["steps_too"] else None
             saved = run.folder.glob("*.safetensors") if run else ()
             steps = {step: path for path in saved if (step := split_step_name(path.stem)[1]) is not None}
+            if values["steps_too"] and not steps:
+                message = f"is chosen, and there is no saved step of {name} on this computer."
+                raise ConfigError([Problem(STEPS, message, hint="Leave it out, or choose a LoRA of a run that saved steps.")])
             files += [str(steps[step]) for step in sorted(steps)]
-            files.append(name)
+            files.append(self._finished(name) if run else name)
         return files
+
+    def _finished(self, name: str) -> str:
+        """Returns a LoRA's finished file: its name, or that in its run's folder where a picked step took its place."""
+        final = self.final_of(name)
+        if final is None or model_hash(final) == model_hash(find_lora(self.services.host.folders().lora_dir, name)):
+            return name
+        return str(final)
+
+    def final_of(self, name: str) -> Path | None:
+        """Returns the finished file in the folder of the run that made a LoRA."""
+        run = self._run_of(name)
+        path = run.folder / f"{name}.safetensors" if run else None
+        return path if path and path.is_file() else None
 
     def _folder_of(self, source: Any) -> Path | None:
         text = str(source or "").strip()
         if not text:
             return None
         return self.services.library.path(text) if text in self.services.library.names() else Path(text).expanduser()
+
+
+def _list(choices: list[str], value: Any, now: Any) -> Any:
+    """Returns a list anew. The value only where it is another: the user may choose while this is on its way."""
+    return gr.update(choices=choices) if value == now else gr.update(choices=choices, value=value)

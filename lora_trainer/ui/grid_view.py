@@ -31,6 +31,7 @@ class GridView:
         figures, best, reason, by: the proposal, and what compared the pictures.
         nearest: the most similar training picture, by row and column.
         problems: what is wrong.
+        warnings: what could not be done as asked, such as layers that were left out.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -44,6 +45,7 @@ class GridView:
     by: str = ""
     nearest: dict[Place, dict[str, Any]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
 
     @property
     def best_places(self) -> list[Place]:
@@ -71,6 +73,8 @@ def fold(events: Iterable[TrainEvent]) -> GridView:
             view.nearest = {(near["row"], near["column"]): near for near in data["nearest"]}
         elif event.kind == "findings":
             view.problems = [Problem(**problem) for problem in data["problems"]]
+        elif event.kind == "warning":
+            view.warnings.append(Problem("", data["message"], "warning"))
     return view
 
 
@@ -109,7 +113,7 @@ def draw_advice(view: GridView) -> str:
         said = f"{proposal}{escape(view.reason)} <small>{word('Compared by')} {escape(view.by)}.</small>"
         parts.append(markup.box(said, "message"))
         parts.append(_draw_figures(view))
-    parts.append(markup.problem_list(view.problems))
+    parts.append(markup.problem_list([*view.problems, *view.warnings]))
     return "".join(parts)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from lora_trainer.adapters.folder import choose_name
-from lora_trainer.adapters.library import edit_card, find_lora, list_trash, read_card, rename, restore, throw_away
+from lora_trainer.adapters.library import edit_card, list_trash, read_card, rename, restore, throw_away
 from lora_trainer.adapters.repair import BASE_FACTS, repair
 from lora_trainer.adapters.shelf import ShelfItem, list_shelf
 from lora_trainer.dataset.thumbnails import thumbnail, thumbnails
@@ -61,10 +64,14 @@ class LibraryShelf:
         hidden: dict[str, Any] = {"show_label": False, "elem_classes": "lora_trainer_hidden"}
         self.chosen = unsaved(gr.Textbox("", elem_id="lora_trainer_library_chosen", **hidden))
         self.choose = gr.Button("refresh", elem_id="lora_trainer_library_choose", elem_classes="lora_trainer_hidden")
+        # Whose card the fields hold and what was put into them. It travels with the fields, so that a button pressed between two
+        # cards never takes the texts of one for the other, as a state on the server would.
+        self.loaded = unsaved(gr.Textbox("", elem_id="lora_trainer_library_loaded", **hidden))
         self.live = {
             "items": self.items,
             "detail": self.detail,
             "chosen": self.chosen,
+            "loaded": self.loaded,
             "trash": self.trash,
             "restore": self.restore,
             "name": self.name,
@@ -132,52 +139,87 @@ class LibraryShelf:
 
     def bind(self, page: Page) -> None:
         self._test = page.parts["test"]
-        page.on(self.choose.click, self.show, {"chosen": self.chosen}, self.live, quiet=True)
-        page.on(self.save.click, self._save, {"chosen": self.chosen, **self.card}, self.live)
-        page.on(self.rename.click, self._rename, {"chosen": self.chosen, "name": self.name}, self.live)
-        page.on(self.repair.click, self._repair, {"chosen": self.chosen, "base": self.base}, self.live)
-        page.on(self.delete.click, self._delete, {"chosen": self.chosen}, self.live)
-        page.on(self.restore.click, self._restore, {"chosen": self.chosen, "trash": self.trash}, self.live)
-        tools = {
-            "tool": self.tool,
-            "new_name": self.new_name,
-            "rank": self.rank,
-            "precision": self.precision,
-            "stack": self.stack,
-        }
-        page.on(self.make.click, self._make, {"chosen": self.chosen, **tools}, {})
+        page.on(self.choose.click, self.show, self.live, self.live, quiet=True)
+        page.on(page.openers["runs"].select, self.show, self.live, self.live, quiet=True)
+        page.on(self.save.click, self._save, self.live, self.live)
+        page.on(self.rename.click, self._rename, self.live, self.live)
+        page.on(self.repair.click, self._repair, {**self.live, "base": self.base}, self.live)
+        page.on(self.delete.click, self._delete, self.live, self.live)
+        page.on(self.restore.click, self._restore, self.live, self.live)
+        tools = {"tool": self.tool, "rank": self.rank, "precision": self.precision}
+        page.on(self.make.click, self._make, {**self.live, **tools}, {})
         form = self._test.fields
         fields = {**form.widgets, "filled": form.filled}
-        page.on(self.test.click, self._go_test, {"chosen": self.chosen, **fields}, fields)
+        page.on(self.test.click, self._go_test, {"chosen": self.chosen, "loaded": self.loaded, **fields}, fields)
 
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the folder's LoRAs and the chosen one's card."""
+        """Returns the folder's LoRAs and the chosen one's card.
+
+        What the user has typed into a card stays while it is the same LoRA's; a field that he has not touched follows the file.
+        """
         host = self.services.host
         folder, cache = host.folders().lora_dir, host.folders().cache
         shelf = list_shelf(folder)
-        item = next((item for item in shelf if item.path.stem == values.get("chosen")), None)
+        keys = name_items(shelf, folder)
+        key = str(values.get("chosen") or "")
+        key = key if key in keys else ""
+        item = keys.get(key)
         trashed = [f"{entry.path.as_posix()} ({entry.id})" for entry in list_trash(folder)]
+        marked = values.get("trash") if values.get("trash") in trashed else next(iter(trashed), None)
         updates: dict[str, Any] = {
-            "items": draw_shelf(shelf, item, cache),
-            "trash": gr.update(choices=trashed, value=trashed[0] if trashed else None, visible=bool(trashed)),
+            "items": draw_shelf(keys, item, cache),
+            "trash": gr.update(choices=trashed, value=marked, visible=bool(trashed)),
             "restore": gr.update(visible=bool(trashed)),
-            "chosen": item.name if item else "",
             "detail": draw_item(item, cache) if item else _NOTHING,
         }
-        if item:
-            updates |= {name: getattr(item.card, name) for name in self.card}
-            updates |= {"name": item.name, "new_name": choose_name(folder, item.name), "stack": f"<lora:{item.name}:1>"}
-        return updates
+        if key != values.get("chosen"):  # else left alone: the user may choose another while this is on its way
+            updates["chosen"] = key
+        before = _read_loaded(values)
+        if key != before.key:
+            fields = self._fields_of(item, folder) if item else self._no_fields()
+            return {**updates, **fields, "loaded": Loaded(key, fields).to_text()}
+        if item is None:
+            return updates
+        fields = self._fields_of(item, folder)
+        fresh = {
+            name: value
+            for name, value in fields.items()
+            if value != before.fields.get(name) and not before.is_typed(name, values)
+        }
+        loaded = Loaded(key, fields)
+        return {**updates, **fresh, **({"loaded": loaded.to_text()} if loaded != before else {})}
 
-    def _path(self, values: Mapping[str, Any]) -> Any:
-        if not values.get("chosen"):
+    def _fields_of(self, item: ShelfItem, folder: Path) -> dict[str, Any]:
+        """Returns what stands in the fields while the user has typed nothing."""
+        card = {name: getattr(item.card, name) for name in self.card}
+        return {**card, "name": item.name, "new_name": choose_name(folder, item.name), "stack": f"<lora:{item.name}:1>"}
+
+    def _no_fields(self) -> dict[str, Any]:
+        return {**dict.fromkeys((*TEXTS, "name", "new_name", "stack"), ""), "preferred_weight": 0.0}
+
+    def _path(self, values: Mapping[str, Any]) -> Path:
+        """Returns the chosen LoRA, of which the fields are.
+
+        Raises:
+            AdapterError: none is chosen, its card has not arrived yet, or it is gone.
+        """
+        key, folder = values.get("chosen"), self.services.host.folders().lora_dir
+        if not key:
             raise AdapterError("No LoRA is chosen. Click one of the library first.")
-        return find_lora(self.services.host.folders().lora_dir, str(values["chosen"]))
+        if _read_loaded(values).key != key:
+            raise AdapterError(f"The card of {key} is just being loaded, so nothing was done. Press again.")
+        item = name_items(list_shelf(folder), folder).get(str(key))
+        if item is None:
+            raise AdapterError(f"{key} is not in {folder} any more. Choose another.")
+        return item.path
 
     def _save(self, values: dict[str, Any]) -> dict[str, Any]:
-        path = self._path(values)
-        texts = {name: str(values[name] or "") for name in TEXTS}
-        edit_card(path, replace(read_card(path), **texts, preferred_weight=float(values["preferred_weight"] or 0)))
+        path, loaded = self._path(values), _read_loaded(values)
+        given: dict[str, Any] = {name: str(values[name] or "") for name in TEXTS}
+        given["preferred_weight"] = float(values["preferred_weight"] or 0)
+        edit_card(
+            path, replace(read_card(path), **{name: value for name, value in given.items() if loaded.is_typed(name, values)})
+        )
         return {
             **self.show(values),
             "message": markup.notice(word("The card is saved; the WebUI shows it after a refresh of its list.")),
@@ -189,7 +231,10 @@ class LibraryShelf:
         self.services.host.lora_changed(path)
         self.services.host.lora_changed(new)
         said = f"{word('It is called')} <strong>{escape(new.stem)}</strong>; {word('write that in the tag, too.')}"
-        return {**self.show({"chosen": new.stem}), "message": markup.notice(said)}
+        key = next((key for key, item in name_items(list_shelf(folder), folder).items() if item.path == new), "")
+        loaded = replace(_read_loaded(values), key=key)  # the same card, so what is typed stays
+        shown = self.show({**values, "chosen": key, "loaded": loaded.to_text()})
+        return {"loaded": loaded.to_text(), **shown, "chosen": key, "message": markup.notice(said)}
 
     def _repair(self, values: dict[str, Any]) -> dict[str, Any]:
         path = self._path(values)
@@ -204,16 +249,13 @@ class LibraryShelf:
         throw_away(path, self.services.host.folders().lora_dir)
         self.services.host.lora_changed(path)
         said = f"<strong>{escape(path.stem)}</strong> {word('is in the trash of the LoRA folder; “Bring it back” restores it.')}"
-        return {**self.show({"chosen": ""}), "message": markup.notice(said)}
+        return {**self.show({**values, "chosen": ""}), "chosen": "", "message": markup.notice(said)}
 
     def _restore(self, values: dict[str, Any]) -> dict[str, Any]:
         identifier = str(values["trash"] or "").rpartition("(")[2].rstrip(")")
         path = restore(identifier, self.services.host.folders().lora_dir)
         self.services.host.lora_changed(path)
-        return {
-            **self.show({"chosen": path.stem}),
-            "message": markup.notice(f"<strong>{escape(path.stem)}</strong> {word('is back.')}"),
-        }
+        return {**self.show(values), "message": markup.notice(f"<strong>{escape(path.stem)}</strong> {word('is back.')}")}
 
     def _make(self, values: dict[str, Any]) -> dict[str, Any]:
         tool, rank = TOOLS[values["tool"]], str(values["rank"] or "").strip()
@@ -228,7 +270,9 @@ class LibraryShelf:
             settings["rank"] = int(rank)
         if tool != "split" and values["precision"] not in (None, NONE):
             settings["precision"] = values["precision"]
-        self.services.queue.submit("lora_files", settings, title=f"{values['tool']}: {settings['name']}")
+        fields = {"name": self.new_name, "rank": self.rank, "precision": self.precision, "stack": self.stack}
+        with markup.labelled({name: field.label for name, field in fields.items()}):
+            self.services.queue.submit("lora_files", settings, title=f"{values['tool']}: {settings['name']}")
         return {"message": markup.notice(word("The file is being made; it appears here when it is finished."))}
 
     def _go_test(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -236,14 +280,47 @@ class LibraryShelf:
         return {**self._test.test(values, name), "tabs": gr.update(selected="test")}
 
 
-def draw_shelf(shelf: list[ShelfItem], chosen: ShelfItem | None, cache_dir: Any) -> str:
+@dataclass(frozen=True)
+class Loaded:
+    """What was put into the card's fields.
+
+    Attributes:
+        key: of the LoRA, see `name_items`; "" for none.
+        fields: their values by name.
+    """
+
+    key: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def is_typed(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Whether the user has changed a field since."""
+        before, now = self.fields.get(name), values.get(name)
+        return (now or "") != (before or "") if name in values else False
+
+    def to_text(self) -> str:
+        return json.dumps({"key": self.key, "fields": dict(self.fields)})
+
+
+def _read_loaded(values: Mapping[str, Any]) -> Loaded:
+    text = values.get("loaded")
+    return Loaded(**json.loads(text)) if text else Loaded()
+
+
+def name_items(shelf: Sequence[ShelfItem], folder: Path) -> dict[str, ShelfItem]:
+    """Returns LoRAs by what tells them apart: the name, or the path in the folder where another has the same name."""
+    counts = Counter(item.name for item in shelf)
+    return {item.name if counts[item.name] == 1 else item.path.relative_to(folder).as_posix(): item for item in shelf}
+
+
+def draw_shelf(shelf: Mapping[str, ShelfItem], chosen: ShelfItem | None, cache_dir: Any) -> str:
     """Returns the LoRAs as cards, which the script chooses by."""
     if not shelf:
         return markup.box(word("No LoRA in the folder yet. Train one, or put a file there."), "empty")
-    found = [item.preview for item in shelf if item.preview]
+    found = [item.preview for item in shelf.values() if item.preview]
     small = dict(zip(found, thumbnails(found, cache_dir, SIDE), strict=True))
     cards = "".join(
-        _draw_card(item, small.get(item.preview) if item.preview else None, is_chosen=item == chosen) for item in shelf
+        _draw_card(key, item, small.get(item.preview) if item.preview else None, is_chosen=item == chosen)
+        for key, item in shelf.items()
     )
     return markup.box(cards, "gallery", role="group")
 
@@ -277,7 +354,7 @@ def draw_item(item: ShelfItem, cache_dir: Any) -> str:
     return f"<h3>{escape(item.name)}</h3>{image}{markup.facts(figures)}{tags}{wrong}"
 
 
-def _draw_card(item: ShelfItem, data: bytes | None, *, is_chosen: bool) -> str:
+def _draw_card(key: str, item: ShelfItem, data: bytes | None, *, is_chosen: bool) -> str:
     image = f'<img src="{markup.data_uri(data)}" alt="" loading="lazy">' if data else f"<b>{word('no preview')}</b>"
     base = " / ".join(item.bases) or item.stated
     rank = f" · {word('rank')} {escape(item.rank)}" if item.rank else ""
@@ -285,8 +362,8 @@ def _draw_card(item: ShelfItem, data: bytes | None, *, is_chosen: bool) -> str:
     trigger = f"<q>{escape(item.card.activation_text)}</q>" if item.card.activation_text else ""
     pressed = "true" if is_chosen else "false"
     return (
-        f'<button type="button" class="lora_trainer_card" data-lora="{escape(item.name)}" aria-pressed="{pressed}">'
-        f'<span class="lora_trainer_frame">{image}</span><strong>{escape(item.name)}</strong>'
+        f'<button type="button" class="lora_trainer_card" data-lora="{escape(key)}" aria-pressed="{pressed}">'
+        f'<span class="lora_trainer_frame">{image}</span><strong>{escape(key)}</strong>'
         f"<small>{escape(base)}{rank} · {item.file_bytes / 2**20:.1f} MiB</small>{trigger}{said}</button>"
     )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from lora_trainer.errors import Problem
+from lora_trainer.errors import ConfigError, Problem
 
 
 def escape(text: object) -> str:
@@ -68,6 +70,19 @@ def problem_list(problems: Iterable[Problem], fields: Mapping[str, tuple[str, st
         marks = f' data-field="{escape(problem.field)}" data-section="{escape(section)}"' if is_field else ""
         items.append(f'<li class="lora_trainer_{problem.severity}"{marks}>{subject}<span>{text}</span></li>')
     return f'<ul class="lora_trainer_problems">{"".join(items)}</ul>' if items else ""
+
+
+@contextmanager
+def labelled(labels: Mapping[str, str]) -> Iterator[None]:
+    """Within it the problems of settings are told by the labels that their fields bear on the page.
+
+    Args:
+        labels: by the names of the settings.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(replace(one, field=labels.get(one.field, one.field)) for one in error.problems) from error
 
 
 def progress_bar(done: float, total: float, label: str) -> str:

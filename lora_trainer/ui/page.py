@@ -71,11 +71,13 @@ class Page:
     Attributes:
         services: that handlers call.
         parts: by id.
+        openers: their tabs, by id; `select` of one is when its part is opened.
     """
 
     def __init__(self, services: Services) -> None:
         self.services = services
         self.parts: dict[str, Any] = {part.id: part for part in (make(services) for make in PARTS)}
+        self.openers: dict[str, Any] = {}
 
     def build(self) -> None:
         """Makes all widgets and wires them."""
@@ -86,7 +88,7 @@ class Page:
             self.strip = gr.HTML(self._strip(), elem_id="lora_trainer_strip")
             with gr.Tabs(elem_id="lora_trainer_parts") as self.tabs:
                 for part in self.parts.values():
-                    with gr.Tab(part.title, id=part.id, elem_id=f"lora_trainer_tab_{part.id}"):
+                    with gr.Tab(part.title, id=part.id, elem_id=f"lora_trainer_tab_{part.id}") as self.openers[part.id]:
                         part.build()
             self._refresh = gr.Button("refresh", elem_id="lora_trainer_refresh", elem_classes="lora_trainer_hidden")
             self._tick = gr.Button("tick", elem_id="lora_trainer_tick", elem_classes="lora_trainer_hidden")

@@ -129,7 +129,7 @@ class RunsPart:
 
     def refresh(self, values: dict[str, Any]) -> Mapping[str, Any]:
         """Returns everything anew; of several jobs the active one, else the newest."""
-        library = self.library.show({"chosen": values["library.chosen"]})
+        library = self.library.show({name: values[f"library.{name}"] for name in self.library.live})
         return {**self.show({**values, "drawn": None}), **{f"library.{name}": update for name, update in library.items()}}
 
     def tick(self, values: dict[str, Any]) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from lora_trainer.adapters.container import model_hash
 from lora_trainer.adapters.diagnosis import diagnose
 from lora_trainer.adapters.library import find_lora
 from lora_trainer.adapters.shelf import pick
@@ -103,14 +105,15 @@ class TestPart:
 
     def bind(self, page: Page) -> None:
         runs = page.parts["runs"]
+        page.on(page.openers[self.id].select, self._open, self.live, self.live, quiet=True)
         page.on(self.draw.click, self._draw, self.live, self.shown)
         page.on(self.stop.click, self._stop, self.live, self.shown)
-        page.on(self.grids.input, lambda values: self.show({**values, "chosen": "", "drawn": None}), self.live, self.shown)
+        page.on(self.grids.input, self._show_anew, self.live, self.shown)
         page.on(self.choose.click, lambda values: self.show(values), self.live, self.shown, quiet=True)
         self.fields.bind(page)
         page.on(self.examine.click, self._examine, self.live, {"examined": self.examined})
-        picked = {**self.shown, **{f"runs.{name}": component for name, component in runs.library.live.items()}}
-        page.on(self.buttons["pick"].click, partial(self._pick, runs=runs), self.live, picked)
+        card = {f"runs.{name}": component for name, component in runs.library.live.items()}
+        page.on(self.buttons["pick"].click, partial(self._pick, runs=runs), {**self.live, **card}, {**self.shown, **card})
         for name in ("txt2img", "img2img"):
             if name in self.buttons:
                 listen(self.buttons[name].click, None, inputs=[self.infotext, self.prompt], outputs=[], js=SEND % name)
@@ -123,6 +126,10 @@ class TestPart:
     def refresh(self, values: dict[str, Any]) -> Mapping[str, Any]:
         """Returns the lists of the host anew, and what is sensible for the newest LoRA where the user has given nothing."""
         return {**self.fields.refresh(values), **self.show({**values, "drawn": None})}
+
+    def _open(self, values: dict[str, Any]) -> Mapping[str, Any]:
+        """Returns the lists of now: files may have come to the folders since the page was loaded."""
+        return {**self.fields.lists(), **self.show(values)}
 
     def tick(self, values: dict[str, Any]) -> Mapping[str, Any]:
         return self.show(values)
@@ -158,11 +165,17 @@ class TestPart:
         cache = folders.cache
         is_alone = place is not None and place[1] > 0 and len(view.rows[place[0]]["loras"]) == 1
         error = markup.error_message(job.error) if job.error else ""
-        waits = markup.box(word("The pictures appear here as they are drawn."), "empty") if job.is_active else ""
+        is_queued = job.status == "queued"
+        waits = word(
+            "The grid waits in the queue; the part Runs shows what is before it."
+            if is_queued
+            else "The pictures appear here as they are drawn."
+        )
         parameters = view.cells[place]["parameters"] if place is not None else ""
         pieces: dict[str, Any] = {
             "advice": error + grid_view.draw_advice(view),
-            "cells": grid_view.draw_grid(view, place, cache) or waits or (_FIRST_STEPS if not error else ""),
+            "cells": grid_view.draw_grid(view, place, cache)
+            or (markup.box(waits, "empty") if job.is_active or is_queued else "" if error else _FIRST_STEPS),
             "large": grid_view.draw_cell(view, place, cache, folders.lora_dir) if place is not None else "",
             "stop": {"visible": job.is_active},
             "infotext": parameters,
@@ -174,9 +187,14 @@ class TestPart:
         return pieces
 
     def _draw(self, values: dict[str, Any]) -> dict[str, Any]:
-        id = self.services.queue.submit("grid", self.fields.settings(values), title=self.fields.title(values))
+        with markup.labelled(self.fields.labels()):
+            id = self.services.queue.submit("grid", self.fields.settings(values), title=self.fields.title(values))
         job = self.services.queue.view(id)
-        return self.show({**values, "grids": _name_job(job), "chosen": "", "drawn": None})
+        return self._show_anew({**values, "grids": _name_job(job)})
+
+    def _show_anew(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns another grid, of which no cell is chosen."""
+        return {**self.show({**values, "chosen": "", "drawn": None}), "chosen": ""}
 
     def _stop(self, values: dict[str, Any]) -> dict[str, Any]:
         self.services.queue.command(self._job(values).id, "stop")
@@ -203,7 +221,12 @@ class TestPart:
             raise AdapterError(
                 "A weight can be kept for one LoRA. Choose a picture of one, or merge several in the library of Runs."
             )
-        source, weight = Path(loras[0]["path"]), view.weights[place[1]] * loras[0]["unet"]
+        if loras[0]["unet"] != loras[0]["text"]:
+            raise AdapterError(
+                f"A card keeps one weight, and this picture has two: {loras[0]['text']:g} of it for the text encoder and "
+                f"{loras[0]['unet']:g} for the UNet. Give the tag one weight and draw again."
+            )
+        source, weight = self._source_of(loras[0]), round(view.weights[place[1]] * loras[0]["unet"], 4)
         folder = self.services.host.folders().lora_dir
         preview = Path(view.cells[place]["path"]).read_bytes()
         path = pick(source, weight, preview, folder)
@@ -212,10 +235,24 @@ class TestPart:
         said = f"{name} {word('is ready: its card has the weight')} {weight:g} {word('and this picture.')}"
         if source != path:
             said += f" {word('Its file is that of')} {escape(grid_view.name_of(view, place))}."
-        return {**{f"runs.{name}": update for name, update in runs.library.show({}).items()}, "message": markup.notice(said)}
+        card = runs.library.show({name: values[f"runs.{name}"] for name in runs.library.live})
+        return {**{f"runs.{name}": update for name, update in card.items()}, "message": markup.notice(said)}
+
+    def _source_of(self, use: Mapping[str, Any]) -> Path:
+        """Returns the file that a cell was drawn with: of one that was replaced since, by a picked step, that of its run."""
+        path, hash = Path(use["path"]), use.get("hash")
+        if not path.is_file() or hash in (None, model_hash(path)):
+            return path  # of one that is gone, `pick` says so
+        final = self.fields.final_of(path.stem)
+        if final is not None and model_hash(final) == hash:
+            return final
+        raise AdapterError(f"{path.name} was replaced after this picture had been drawn. Draw it again, then choose.")
 
     def _enlarge(self, values: dict[str, Any], name: str) -> dict[str, Any]:
-        """Returns a picture as the script shows it: the file itself, so that saving it keeps its parameters."""
+        """Returns a picture as the script shows it: the file itself, so that saving it keeps its parameters.
+
+        The script shows the answer to each press once: after a press that failed the former answer still stands there.
+        """
         if name == "sheet":
             path = self._job(values).folder / "sheet.png"
             if not path.is_file():
@@ -223,7 +260,8 @@ class TestPart:
         else:
             view, place = self._cell(values)
             path = Path(view.cells[place]["path"])
-        return {"enlarged": json.dumps({"name": path.name, "uri": markup.data_uri(path.read_bytes())})}
+        content = {"name": path.name, "uri": markup.data_uri(path.read_bytes()), "press": time.time_ns()}
+        return {"enlarged": json.dumps(content)}
 
     def _examine(self, values: dict[str, Any]) -> dict[str, Any]:
         folder, base = self.services.host.folders().lora_dir, find_base(values["base_model"], self.services.host)
@@ -231,7 +269,7 @@ class TestPart:
         for prompt in str(values["prompts"] or "").splitlines():
             names += [use.path.stem for use in parse_prompt(prompt, partial(find_lora, folder))[1]]
         if not names:
-            raise ConfigError([Problem("LoRA", "is empty.", hint="Choose one, or write its tag into the prompt.")])
+            raise ConfigError([Problem("LoRAs", "is empty.", hint="Choose one, or write its tag into the prompt.")])
         parts = []
         for name in dict.fromkeys(names):
             path = find_lora(folder, name)

@@ -100,6 +100,7 @@ ROOMS = {
     "adapters.library": "data",
     "adapters.lent": "data",
     "adapters.shelf": "data",
+    "adapters.owned": "data",
     "adapters.self_test": "data",
     "adapters.diagnosis": "data",
     "captioning": "models",

@@ -91,9 +91,28 @@ def test_from_the_newest_lora_to_a_picked_weight(start_server, open_page, ink):
     page.wait_for_selector(".lora_trainer_overlay img[src^='data:image/png']")
     page.keyboard.press("Escape")
     page.wait_for_selector(".lora_trainer_overlay", state="detached")
+    (sheet,) = server.data_dir.glob("jobs/*/sheet.png")
+    sheet.unlink()
+    page.locator("#lora_trainer_test_sheet").click()
+    page.wait_for_selector(".lora_trainer_message.is_error:has-text('The sheet is made')")
+    page.wait_for_timeout(500)  # the script that shows a picture comes after the answer
+    assert page.locator(".lora_trainer_overlay").count() == 0
+
+    show_part(page, "Runs")
+    shutil.copyfile(lora, server.lora_dir / "late.safetensors")
+    show_part(page, "Test")  # its lists are those of now
+    page.locator("#lora_trainer_test_field_loras input").first.click()
+    page.wait_for_selector("[role=option]:has-text('late'), [data-testid=dropdown-option]:has-text('late')")
+    page.keyboard.press("Escape")
 
     show_part(page, "Runs")
     page.locator("#lora_trainer_runs_library .label-wrap").first.click()
+    page.locator("[data-lora='late']").click()
+    page.wait_for_selector("#lora_trainer_library_detail h3:has-text('late')")
+    page.locator("#lora_trainer_library_notes textarea").first.fill("being typed")
+    page.evaluate("window.loraTrainer.press('lora_trainer_refresh')")
+    page.wait_for_timeout(1500)
+    assert page.locator("#lora_trainer_library_notes textarea").first.input_value() == "being typed"
     page.locator("[data-lora='ink']").click()
     page.wait_for_function("() => document.querySelector('#lora_trainer_library_weight input').value === '0.5'")
     page.locator("#lora_trainer_library_notes textarea").first.fill("calm water")

@@ -17,7 +17,7 @@ import torch
 from lora_trainer import extension
 
 WEBUI = Path(__file__).parent / "webui"
-THEIRS = ("modules", "modules_forge", "backend", "ldm_patched", "networks")
+THEIRS = ("modules", "modules_forge", "backend", "ldm_patched", "networks", "clip")
 OURS = tuple(f"lora_trainer.host.{name}" for name in ("webui", "a1111", "forge", "settings"))
 
 
@@ -43,6 +43,7 @@ class MadeUpWebUI:
         self.paths.data_path = str(folder)
         self.paths.models_path = str(folder / "models")
         self.shared.interrogator = self.interrogate.InterrogateModels()
+        self.shared.cmd_opts.clip_models_path = str(folder / "models" / "CLIP")
         self.shared.cmd_opts.lora_dir = str(folder / "models" / "Lora")
         self.model = self.sd_models.Model()
         self.sd_models.model_data.set_sd_model(self.model)

@@ -488,6 +488,28 @@ class TestForge:
         assert [loader.merged for loader in loaders] == [[2.0], [2.0]]
 
 
+class TestClip:
+    def test_without_weights_on_the_disk_there_is_none(self, webui, host):
+        assert host.clip() is None
+
+    def test_its_file_is_read_under_the_lock_and_used_without_it(self, webui, host):
+        weights = webui.folder / "models" / "CLIP" / "ViT-L-14.pt"
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(b"weights")
+        clip = host.clip()
+        assert not webui.is_locked()
+        assert clip.embed_picture(Image.new("RGB", (7, 3))).shape == (2,)
+        assert clip.embed_text("a boat").tolist() == [6, 1]
+
+    def test_a_damaged_file_is_said(self, webui, host):
+        weights = webui.folder / "models" / "CLIP" / "ViT-L-14.pt"
+        weights.parent.mkdir(parents=True)
+        weights.touch()
+        with pytest.raises(HostError, match=r"ViT-L-14\.pt.*PytorchStreamReader.*Delete the file"):
+            host.clip()
+        assert not webui.is_locked()
+
+
 class TestCaptioner:
     def test_without_weights_on_the_disk_there_is_none(self, webui, host):
         assert not host.has_captioner()

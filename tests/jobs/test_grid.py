@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from lora_trainer.adapters.container import model_hash
 from lora_trainer.adapters.lent import FOLDER
 from lora_trainer.adapters.tags import LoraUse
-from lora_trainer.errors import AdapterError, ConfigError
+from lora_trainer.errors import AdapterError, ConfigError, HostError
 from lora_trainer.events import TrainEvent
 from lora_trainer.host.base import ModelFile
 from lora_trainer.inference.generate import generate
@@ -36,14 +38,33 @@ class DrawingHost(FolderHost):
         super().__init__(*args, **options)
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.listed: list[set[str]] = []
+        self.num_drawn_at_most = 99
+        self.own_clip: Any = None
+
+    def clip(self) -> Any:
+        if isinstance(self.own_clip, HostError):
+            raise self.own_clip
+        return self.own_clip
 
     def generate(self, prompt: str, **settings: Any) -> Image.Image:
+        if len(self.asked) == self.num_drawn_at_most:
+            raise HostError(f"The picture was interrupted in {self.title}. Draw it again.")
         self.asked.append((prompt, settings))
         self.listed.append({path.stem for path in self.folders().lora_dir.rglob("*.safetensors")})
         color = (20 * prompt.count(":0.5>"), 90 * prompt.count(":1>"), 40)
         picture = Image.new("RGB", (settings["width"], settings["height"]), color)
         picture.info["parameters"] = f"{prompt.partition(' <')[0]} \nNegative prompt: \nSteps: 2"  # as AUTOMATIC1111: no tags
         return picture
+
+
+class MeanColour:
+    """Embeds pictures by their colour, texts as one colour."""
+
+    def embed_picture(self, picture: Image.Image) -> np.ndarray:
+        return np.asarray(picture).reshape(-1, 3).mean(axis=0) + 1
+
+    def embed_text(self, text: str) -> np.ndarray:
+        return np.array([1.0, 2.0, 3.0])
 
 
 def events(queue: JobQueue, id: str, kind: str) -> list[TrainEvent]:
@@ -75,7 +96,7 @@ def test_cells_come_one_by_one_and_the_sheet_at_the_end(host, queue, base, ink, 
     (grid,), cells = events(queue, view.id, "grid"), events(queue, view.id, "cell")
     assert grid.data["weights"] == [0, 0.5, 1] and grid.data["pipeline"] == ""
     assert [row["label"] for row in grid.data["rows"]] == ["a boat", "a red house"]
-    assert grid.data["rows"][1]["loras"] == [{"path": str(ink), "unet": 1.0, "text": 1.0}]
+    assert grid.data["rows"][1]["loras"] == [{"path": str(ink), "hash": model_hash(ink), "unet": 1.0, "text": 1.0}]
     assert [(cell.data["row"], cell.data["column"]) for cell in cells] == [(r, c) for c in range(3) for r in range(2)]
     settings = GenerateSettings("a boat", width=64, height=64, steps=2, cfg_scale=5, seed=9)
     with applied(sd1, [LoraUse(ink, 0.5)]):
@@ -152,11 +173,29 @@ class TestByTheHost:
         with Image.open(view.result) as sheet:
             assert "ink-step00000010:1>" in sheet.info["parameters"]
 
-    def test_the_loaded_base_is_not_asked_for(self, host, queue, base, ink) -> None:
+    def test_every_cell_names_the_base_since_another_may_be_loaded_meanwhile(self, host, queue, base, ink) -> None:
         host.models = [base]
         finish(queue, prompts=["a boat <lora:ink:0.5:1>"])
-        assert {settings["base"] for _, settings in host.asked} == {""}
+        assert {settings["base"] for _, settings in host.asked} == {"tiny"}
         assert host.asked[-1][0] == "a boat  <lora:ink:0.5:1>".replace("  ", " ")
+
+    def test_its_own_clip_compares_the_pictures_where_it_has_one(self, host, queue, base, ink, pictures) -> None:  # noqa: F811
+        host.models, host.own_clip = [base], MeanColour()
+        view = finish(queue, loras=["ink"], prompts=["a boat"], train_data_dir=str(pictures))
+        (advice,) = events(queue, view.id, "advice")
+        assert advice.data["by"] == "CLIP (Painter 1.0)" and len(advice.data["figures"]) == 2
+        host.own_clip = HostError("its file is damaged.")
+        view = finish(queue, loras=["ink"], prompts=["a boat"], train_data_dir=str(pictures))
+        assert "colours" in events(queue, view.id, "advice")[0].data["by"] and "is damaged" in view.warnings[0]
+
+    def test_an_interrupted_grid_has_a_sheet_of_what_is_drawn(self, host, queue, base, ink) -> None:
+        host.models, host.num_drawn_at_most = [base], 2
+        id = queue.submit("grid", SMALL | {"loras": ["ink"], "prompts": ["a boat"]}, title="test")
+        view = wait_status(queue, id, "finished", "failed", "stopped")
+        assert view.status == "failed" and "was interrupted in Painter" in view.error
+        with Image.open(view.folder / "sheet.png") as sheet:
+            assert "Sheet weights" in sheet.info["parameters"]
+        assert len(events(queue, id, "cell")) == 2 and not (host.folders().lora_dir / FOLDER).exists()
 
 
 def test_what_a_killed_process_left_is_cleared_at_the_next_start(host, queue) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
 import pytest
 from PIL import Image
 
-from lora_trainer.adapters.library import read_card
+from lora_trainer.adapters.container import model_hash
+from lora_trainer.adapters.folder import Card
+from lora_trainer.adapters.library import edit_card, read_card
 from lora_trainer.dataset.library import DatasetLibrary
-from lora_trainer.errors import AdapterError, JobError
+from lora_trainer.errors import AdapterError, ConfigError, JobError
 from lora_trainer.events import EventWriter, TrainEvent
 from lora_trainer.host.standalone import Standalone
 from lora_trainer.jobs.queue import JobQueue
@@ -76,7 +80,9 @@ def page(services: Services) -> Page:
 
 def values_of(page: Page, **changes: object) -> dict[str, object]:
     test = page.parts["test"]
-    return {**{name: getattr(widget, "value", None) for name, widget in test.live.items()}, "loras": [], "filled": {}} | changes
+    card = {f"runs.{name}": getattr(widget, "value", None) for name, widget in page.parts["runs"].library.live.items()}
+    fields = {name: getattr(widget, "value", None) for name, widget in test.live.items()}
+    return {**fields, **card, "loras": [], "filled": {}} | changes
 
 
 def test_after_a_training_sensible_values_stand_there(page: Page) -> None:
@@ -97,7 +103,7 @@ def test_a_lora_that_the_user_chose_stays_and_brings_nothing_of_the_one_before(p
     chosen = test.fields._choose_loras(values_of(page, loras=["found"], **values))
     assert chosen["prompts"] == "" and chosen["train_data_dir"] is None
     values = values_of(page, loras=["found"], prompts="", filled=chosen["filled"], base_model="base.safetensors")
-    assert test.refresh(values)["loras"]["value"] == ["found"]
+    assert "value" not in test.refresh(values)["loras"]
     assert test.test(values_of(page, prompts="guofeng, a boat"), "found")["prompts"] == ""
 
 
@@ -145,30 +151,159 @@ def test_a_picked_step_is_the_lora_with_weight_and_preview(page: Page, services:
         test._pick(values_of(page, chosen=""), page.parts["runs"])
 
 
+def test_after_a_step_was_picked_the_finished_file_can_be_picked_again(page: Page, services: Services) -> None:
+    test, folders = page.parts["test"], services.host.folders()
+    lora, run = folders.lora_dir / "ink.safetensors", folders.runs / "ink"
+    final = Path(shutil.copyfile(lora, run / "ink.safetensors"))
+    (run / "job.json").write_text(json.dumps({"published": {"ink.safetensors": model_hash(lora)}}), encoding="utf-8")
+    use = {"path": str(lora), "hash": model_hash(lora)}
+    assert test._source_of(use) == lora
+    test._pick(values_of(page, chosen="1-1"), page.parts["runs"])
+    assert model_hash(lora) != use["hash"] and test._source_of(use) == final
+    values = values_of(page, loras=["ink"], prompts="a boat", steps_too=True, base_model="base.safetensors")
+    assert test.fields.settings(values)["loras"][-1] == str(final)  # and it is drawn beside the steps, not what took its place
+    final.unlink()
+    with pytest.raises(AdapterError, match=r"ink\.safetensors was replaced"):
+        test._source_of(use)
+
+
 def test_a_grid_drawn_anew_begins_anew() -> None:
     first = TrainEvent("grid", {"rows": [], "weights": [0], "base": "b", "pipeline": ""})
     cell = TrainEvent("cell", {"row": 0, "column": 0, "path": "x", "parameters": ""})
     assert grid_view.fold([first, cell, first]).cells == {}
 
 
+def test_what_a_grid_warns_of_is_told(page: Page, services: Services) -> None:
+    grid = services.host.folders().data_dir / "jobs" / "20260102-000000-bbbbbb"
+    writer = EventWriter(grid / "events.jsonl")
+    writer.write(TrainEvent("warning", {"message": "3 of its <layers> are left out"}))
+    writer.close()
+    assert "3 of its &lt;layers&gt; are left out" in page.parts["test"].show(values_of(page))["advice"]
+
+
+def test_a_grid_that_waits_says_so(page: Page, services: Services) -> None:
+    test = page.parts["test"]
+    waiting = replace(services.queue.list()[0], status="queued", kind="grid")
+    assert "waits in the queue" in test._describe(waiting, grid_view.GridView(), None)["cells"]
+
+
+def test_errors_name_the_labels_of_the_page(page: Page) -> None:
+    test = page.parts["test"]
+    with pytest.raises(ConfigError, match=r"^Prompts: is empty"):
+        test._draw(values_of(page, loras=["ink"], prompts="", base_model="base.safetensors"))
+    with pytest.raises(ConfigError, match=r"^Prompts: .*<lora:ink:x>"):
+        test._draw(values_of(page, prompts="a <lora:ink:x>", base_model="base.safetensors"))
+    make(test.services.host.folders().lora_dir / "found.safetensors")
+    with pytest.raises(ConfigError, match=r"^The saved steps of its run, too: .*no saved step of found"):
+        test._draw(values_of(page, loras=["found"], prompts="a", steps_too=True, base_model="base.safetensors"))
+
+
+def test_opening_the_part_lists_what_is_in_the_folder_now_and_touches_no_value(page: Page, services: Services) -> None:
+    make(services.host.folders().lora_dir / "late.safetensors")
+    opened = page.parts["test"]._open(values_of(page))
+    assert opened["loras"]["choices"] == ["late", "ink"] and opened["base_model"]["choices"] == ["base.safetensors"]
+    assert "prompts" not in opened and all("value" not in opened[name] for name in ("loras", "base_model", "train_data_dir"))
+
+
+def test_a_picture_of_two_weights_cannot_be_kept(page: Page, services: Services) -> None:
+    test, folder = page.parts["test"], services.host.folders()
+    writer = EventWriter(folder.data_dir / "jobs" / "20260102-000000-bbbbbb" / "events.jsonl")
+    use = {"path": str(folder.lora_dir / "ink.safetensors"), "unet": 0.0, "text": 0.7}
+    row = {"label": "", "prompt": "a", "seed": 7, "loras": [use], "companions": []}
+    writer.write(TrainEvent("grid", {"rows": [row], "weights": [0, 0.5], "base": "base", "pipeline": ""}))
+    path = str(folder.data_dir / "jobs" / "20260102-000000-bbbbbb" / "1-1.png")
+    writer.write(TrainEvent("cell", {"row": 0, "column": 1, "path": path, "parameters": ""}))
+    writer.close()
+    with pytest.raises(AdapterError, match=r"0\.7 of it for the text encoder and 0 for the UNet"):
+        test._pick(values_of(page, chosen="0-1"), page.parts["runs"])
+
+
+def test_every_press_for_the_large_picture_has_an_answer_of_its_own(page: Page) -> None:
+    test = page.parts["test"]
+    first, second = (json.loads(test._enlarge(values_of(page, chosen="1-1"), "full")["enlarged"]) for _ in range(2))
+    assert first["uri"] == second["uri"] and first["press"] != second["press"]
+    with pytest.raises(JobError, match="The sheet is made"):
+        test._enlarge(values_of(page), "sheet")
+
+
 class TestLibrary:
+    """`form` stands for what the browser holds: what the handlers answer, and what is typed over it."""
+
+    @staticmethod
+    def form(page: Page, **typed: object) -> dict[str, object]:
+        return {name: getattr(component, "value", None) for name, component in page.parts["runs"].library.live.items()} | typed
+
+    @staticmethod
+    def after(form: dict[str, object], updates: Mapping[str, object]) -> dict[str, object]:
+        changed = {name: new["value"] if isinstance(new, dict) and "value" in new else new for name, new in updates.items()}
+        return {**form, **changed}
+
+    def test_an_answer_that_is_late_does_not_take_the_choice_back(self, page: Page, services: Services) -> None:
+        library = page.parts["runs"].library
+        late = library.show(self.form(page))  # asked for before the choice
+        form = self.after(self.choose(page, self.form(page), "ink"), late)
+        assert form["chosen"] == "ink" and form["name"] == "ink" and 'aria-pressed="true"' not in form["items"]
+        again = self.choose(page, form, "ink")  # as the script then asks
+        assert 'aria-pressed="true"' in again["items"] and "24 pictures" in again["detail"]
+
+    def choose(self, page: Page, form: dict[str, object], name: str) -> dict[str, object]:
+        chosen = {**form, "chosen": name}
+        return self.after(chosen, page.parts["runs"].library.show(chosen))
+
     def test_the_card_is_edited_and_the_file_goes_to_the_trash_and_back(self, page: Page, services: Services) -> None:
         library, folder = page.parts["runs"].library, services.host.folders().lora_dir
-        shown = library.show({"chosen": "ink"})
-        assert "24 pictures" in shown["detail"] and shown["new_name"] == "ink-2" and shown["stack"] == "<lora:ink:1>"
-        card = {"activation_text": "guofeng", "negative_text": "", "description": "", "notes": "", "preferred_weight": 0.6}
-        library._save({"chosen": "ink", **card})
+        form = self.choose(page, self.form(page), "ink")
+        assert "24 pictures" in form["detail"] and form["new_name"] == "ink-2" and form["stack"] == "<lora:ink:1>"
+        form |= {"activation_text": "guofeng", "preferred_weight": 0.6}
+        form = self.after(form, library._save(form))
         assert read_card(folder / "ink.safetensors").preferred_weight == 0.6
-        library._rename({"chosen": "ink", "name": "brush"})
+        renamed = library._rename({**form, "name": "brush", "notes": "being typed"})
+        form = self.after(form, renamed)
         assert (folder / "brush.safetensors").is_file() and read_card(folder / "brush.safetensors").activation_text == "guofeng"
-        deleted = library._delete({"chosen": "brush"})
+        assert "notes" not in renamed and form["new_name"] == "brush-2"
+        deleted = library._delete(form)
         assert not (folder / "brush.safetensors").exists() and deleted["restore"]["visible"]
-        library._restore({"chosen": "", "trash": deleted["trash"]["value"]})
+        assert deleted["activation_text"] == "" and deleted["chosen"] == ""
+        library._restore(self.after(form, deleted))
         assert (folder / "brush.safetensors").is_file()
+
+    def test_what_is_typed_stays_when_the_list_is_drawn_anew(self, page: Page, services: Services) -> None:
+        folder, runs = services.host.folders().lora_dir, page.parts["runs"]
+        form = self.choose(page, self.form(page), "ink") | {"notes": "being typed"}
+        edit_card(folder / "ink.safetensors", replace(read_card(folder / "ink.safetensors"), preferred_weight=0.4))
+        make(folder / "ink-2.safetensors")
+        whole = {name: getattr(component, "value", None) for name, component in runs.live.items()}
+        updates = runs.refresh(whole | {f"library.{name}": value for name, value in form.items()})
+        assert "library.notes" not in updates and "library.description" not in updates
+        assert updates["library.preferred_weight"] == 0.4  # a field that was not touched follows the file
+        assert updates["library.new_name"] == "ink-3"
+        form = self.after(form, {name.removeprefix("library."): new for name, new in updates.items() if "library." in name})
+        runs.library._save(form)
+        assert read_card(folder / "ink.safetensors") == Card(preferred_weight=0.4, notes="being typed")
+
+    def test_a_card_is_never_written_onto_another_lora(self, page: Page, services: Services) -> None:
+        library, folder = page.parts["runs"].library, services.host.folders().lora_dir
+        make(folder / "seal.safetensors")
+        form = self.choose(page, self.form(page), "ink") | {"notes": "of ink"}
+        for handler in (library._save, library._delete, library._repair, library._rename):
+            with pytest.raises(AdapterError, match="card of seal is just being loaded"):
+                handler({**form, "chosen": "seal", "base": None})  # pressed before the answer to the choice arrived
+        assert not (folder / "seal.json").exists() and (folder / "seal.safetensors").is_file()
+
+    def test_two_of_one_name_can_be_told_apart_and_renamed(self, page: Page, services: Services) -> None:
+        library, folder = page.parts["runs"].library, services.host.folders().lora_dir
+        make(folder / "old" / "ink.safetensors", 0.5)
+        form = self.choose(page, self.form(page), "old/ink.safetensors")
+        assert 'data-lora="ink.safetensors"' in form["items"] and form["name"] == "ink"
+        library._rename({**form, "name": "older"})
+        assert (folder / "old" / "older.safetensors").is_file() and (folder / "ink.safetensors").is_file()
 
     def test_a_new_file_is_made_by_a_job(self, page: Page, services: Services) -> None:
         library = page.parts["runs"].library
-        values = {"chosen": "ink", "tool": "Lower the rank", "new_name": "small", "rank": "2", "precision": "none", "stack": ""}
+        form = self.choose(page, self.form(page), "ink")
+        values = {**form, "tool": "Lower the rank", "new_name": "small", "rank": "2", "precision": "none", "stack": ""}
+        with pytest.raises(ConfigError, match=r"^Name of the new file: \(ink\) is taken"):
+            library._make({**values, "new_name": "ink"})
         library._make(values)
         job = next(job for job in services.queue.list() if job.kind == "lora_files")
         assert services.queue.settings(job.id) == {"tool": "resize", "name": "small", "lora": "ink", "rank": 2}

@@ -6,16 +6,18 @@ folder as they come, each with its parameters, and at the end the sheet of all.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_trainer.adapters.container import model_hash
 from lora_trainer.adapters.diagnosis import diagnose
 from lora_trainer.adapters.lent import lent, remove_lent
 from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.dataset.scan import find_pictures
-from lora_trainer.errors import LoraTrainerError, Problem
+from lora_trainer.errors import HostError, JobError, LoraTrainerError, Problem
 from lora_trainer.host.base import Host, ModelFile, wait_while
 from lora_trainer.inference.rows import Row, check_rows
 from lora_trainer.jobs.context import JobContext
@@ -48,11 +50,21 @@ def recover(settings: Mapping[str, Any], host: Host) -> None:
 
 
 def run(settings: Mapping[str, Any], context: JobContext) -> Path | None:
-    """Draws; returns the sheet, or None when it was stopped. What was drawn by then stays, with a sheet of it."""
+    """Draws; returns the sheet, or None when it was stopped. What was drawn by then stays, with a sheet of it.
+
+    So it does when a picture fails or the WebUI's user interrupts it.
+    """
     job = read(settings, context.host)
     base = find_base(job, context.host)
     context.emit("phase", name="loading the base model", done=0, total=0)
-    grid = _draw_by_host(job, base, context) if context.host.has_pipeline else _draw(job, base, context)
+    draw = _draw_by_host if context.host.has_pipeline else _draw
+    so_far: list[Grid] = []
+    try:
+        grid = draw(job, base, context, so_far)
+    except LoraTrainerError:
+        for grid in so_far[-1:]:
+            grid.save(context.folder / SHEET)
+        raise
     for note in grid.notes:
         context.emit("warning", message=note)
     if not grid.cells:
@@ -62,8 +74,8 @@ def run(settings: Mapping[str, Any], context: JobContext) -> Path | None:
     return path if grid.is_complete else None
 
 
-def _draw(job: GridJob, base: ModelFile, context: JobContext) -> Grid:
-    """Draws by ourselves."""
+def _draw(job: GridJob, base: ModelFile, context: JobContext, so_far: list[Grid]) -> Grid:
+    """Draws by ourselves. The grid is in `so_far` from its first cell on."""
     from lora_trainer.inference.grid import draw_cells
     from lora_trainer.models.family import ModelSettings
     from lora_trainer.models.table import load_model
@@ -76,33 +88,34 @@ def _draw(job: GridJob, base: ModelFile, context: JobContext) -> Grid:
         with lease.building():
             model: Any = load_model(ModelSettings(base.path, device=device, dtype=dtype, vae=vae, clip_skip=job.clip_skip))
         rows = plan_rows(job, context.host, side=model.resolution)
-        on_cell = _begin(rows, job, base.path.stem, context)
+        on_cell = _begin(rows, job, base.path.stem, context, so_far)
         return draw_cells(model, rows, weights=job.weights, control=context.control, on_cell=on_cell)
 
 
-def _draw_by_host(job: GridJob, base: ModelFile, context: JobContext) -> Grid:
-    """Has the WebUI draw with its own pipeline."""
+def _draw_by_host(job: GridJob, base: ModelFile, context: JobContext, so_far: list[Grid]) -> Grid:
+    """Has the WebUI draw with its own pipeline, as `_draw`."""
     from lora_trainer.inference.host_grid import draw_cells_by
 
     host = context.host
     rows = plan_rows(job, host, side=_side_of(base))
-    is_loaded = base == host.checkpoints()[0]
     files = [use.path for row in rows for use in (*row.uses, *row.companions)]
 
     def draw(prompt: str, settings: Any) -> Any:
         values = {name: value for name, value in asdict(settings).items() if name != "prompt"}
-        return host.generate(prompt, base="" if is_loaded else base.name, **values)
+        # Named for every picture: its user may choose another checkpoint while the grid is drawn.
+        return host.generate(prompt, base=base.name, **values)
 
     places: Mapping[Path, Path] = {}
     try:
         with lent(files, host.folders().lora_dir) as places:
-            on_cell = _begin(rows, job, base.path.stem, context)
+            on_cell = _begin(rows, job, base.path.stem, context, so_far)
             return draw_cells_by(
                 draw, rows, base=base.path.stem, places=places, weights=job.weights, control=context.control, on_cell=on_cell
             )
     finally:
         for place in {place for path, place in places.items() if path != place}:
             host.lora_changed(place)  # it is gone from the WebUI's list, and what it held of it is dropped
+        remove_lent(host.folders().lora_dir)  # on Windows a file that the WebUI still held could not be removed before
 
 
 def _side_of(base: ModelFile) -> int:
@@ -111,16 +124,18 @@ def _side_of(base: ModelFile) -> int:
     return detect(base.path).resolution or USUAL_SIDE
 
 
-def _begin(rows: tuple[Row, ...], job: GridJob, base: str, context: JobContext) -> OnCell:
+def _begin(rows: tuple[Row, ...], job: GridJob, base: str, context: JobContext, so_far: list[Grid]) -> OnCell:
     """Tells of the empty grid; returns what keeps and tells of each cell."""
     from lora_trainer.inference.infotext import save_png
 
     weights = check_rows(rows, job.weights)
     pipeline = context.host.title if context.host.has_pipeline else ""
-    context.emit("grid", rows=[_describe_row(row) for row in rows], weights=weights, base=base, pipeline=pipeline)
+    hash_of = functools.cache(model_hash)  # a picked cell asks later whether the file is still the one that was drawn
+    context.emit("grid", rows=[_describe_row(row, hash_of) for row in rows], weights=weights, base=base, pipeline=pipeline)
     context.emit("phase", name="drawing", done=0, total=len(rows) * len(weights))
 
     def on_cell(grid: Grid, cell: Cell) -> None:
+        so_far[:] = [grid]
         path = save_png(context.folder / CELLS / f"{cell.row}-{cell.column}.png", cell.picture, cell.parameters)
         context.emit("cell", row=cell.row, column=cell.column, path=str(path), parameters=cell.parameters)
         context.emit("phase", name="drawing", done=len(grid.cells), total=grid.num_cells)
@@ -129,19 +144,20 @@ def _begin(rows: tuple[Row, ...], job: GridJob, base: str, context: JobContext) 
     return on_cell
 
 
-def _describe_row(row: Row) -> dict[str, Any]:
+def _describe_row(row: Row, hash_of: Callable[[Path], str]) -> dict[str, Any]:
     settings = row.settings
     return {
         "label": row.label,
         "prompt": settings.prompt,
         "seed": settings.seed,
-        "loras": [_describe_use(use) for use in row.uses],
-        "companions": [_describe_use(use) for use in row.companions],
+        "loras": [_describe_use(use, hash_of) for use in row.uses],
+        "companions": [_describe_use(use, hash_of) for use in row.companions],
     }
 
 
-def _describe_use(use: LoraUse) -> dict[str, Any]:
-    return {"path": str(use.path), "unet": use.unet_weight, "text": use.weight_of("text_encoder")}
+def _describe_use(use: LoraUse, hash_of: Callable[[Path], str]) -> dict[str, Any]:
+    weights = {"unet": use.unet_weight, "text": use.weight_of("text_encoder")}
+    return {"path": str(use.path), "hash": hash_of(use.path), **weights}
 
 
 def _judge(grid: Grid, job: GridJob, base: ModelFile, context: JobContext) -> None:
@@ -156,7 +172,6 @@ def _judge(grid: Grid, job: GridJob, base: ModelFile, context: JobContext) -> No
         for path in symptoms.without_effect:
             problems += diagnose(path, base.path, context.host.folders().lora_dir)
         if training and grid.is_complete:
-            context.emit("phase", name="comparing with the training pictures", done=0, total=0)
             _advise(grid, training, job, context)
     except LoraTrainerError as error:  # the pictures are there
         context.emit("warning", message=f"the pictures could not be judged: {error}")
@@ -167,8 +182,14 @@ def _judge(grid: Grid, job: GridJob, base: ModelFile, context: JobContext) -> No
 def _advise(grid: Grid, training: Sequence[Path], job: GridJob, context: JobContext) -> None:
     from lora_trainer.inference.advice import advise, read_training_pictures
 
-    eye = _open_eye(job)
-    advice = advise(grid, read_training_pictures(training, eye), eye)
+    eye = _open_eye(job, context)
+
+    def on_picture(done: int) -> None:
+        context.emit("phase", name="comparing with the training pictures", done=done, total=len(training))
+        if context.control.is_requested("stop"):
+            raise JobError("the comparison with the training pictures was stopped.")
+
+    advice = advise(grid, read_training_pictures(training, eye, on_picture), eye)
 
     def rows_of(uses: Any) -> list[int]:
         return [number for number, row in enumerate(grid.rows) if row.uses == uses]
@@ -197,11 +218,21 @@ def _advise(grid: Grid, training: Sequence[Path], job: GridJob, context: JobCont
     context.log.info("%s", advice.reason)
 
 
-def _open_eye(job: GridJob) -> Eye:
+def _open_eye(job: GridJob, context: JobContext) -> Eye:
+    """Returns what compares pictures: the CLIP that the settings name, else the host's own, else colours and textures."""
     from lora_trainer.inference.likeness import PLAIN
 
-    if not job.clip:
-        return PLAIN
-    from lora_trainer.inference.clip_eye import open_clip_eye
+    if job.clip:
+        from lora_trainer.inference.clip_eye import open_clip_eye
 
-    return open_clip_eye(Path(job.clip))
+        return open_clip_eye(Path(job.clip))
+    try:
+        clip = context.host.clip()
+    except HostError as error:
+        context.emit("warning", message=f"the pictures are compared by colours and textures: {error}")
+        return PLAIN
+    if clip is None:
+        return PLAIN
+    from lora_trainer.inference.clip_eye import ClipEye
+
+    return ClipEye(clip, f"CLIP ({context.host.title})")

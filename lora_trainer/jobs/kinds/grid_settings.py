@@ -34,7 +34,8 @@ class GridJob:
         negative_prompt, steps, cfg_scale, sampler: see `inference.settings`.
         vae, clip_skip: where we draw ourselves; a WebUI uses its own.
         train_data_dir: the training pictures, to say which weight to take; "" for none.
-        clip: a folder with a CLIP model of transformers' layout that compares the pictures; "" for colours and textures.
+        clip: a folder with a CLIP model of transformers' layout that compares the pictures; "" for the host's own where it has
+            one on the disk, else colours and textures.
     """
 
     prompts: tuple[str, ...] = ()

@@ -50,8 +50,10 @@ def run(settings: Mapping[str, Any], context: JobContext) -> Path | None:
 
 def _hand_over(config: TrainConfig, path: Path, context: JobContext) -> Path:
     """Returns the file that the host's users take, with its preview, and tells the host."""
+    from lora_trainer.adapters.owned import read_published
+
     folder = RunFolder(config.output_dir)
-    published = [name for name in folder.read_job().get("published", []) if name.endswith(".safetensors")]
+    published = [name for name in read_published(folder) if name.endswith(".safetensors")]
     if config.lora_dir is not None and published:
         path = config.lora_dir / published[-1]
         try:
@@ -68,34 +70,39 @@ def _add_preview(folder: RunFolder, path: Path) -> None:
     """Writes the last sample, without its left half drawn by the base alone, as the card's picture."""
     from PIL import Image
 
+    from lora_trainer.adapters.owned import IN_DOUBT, is_ours, read_published, record
+    from lora_trainer.adapters.shelf import find_preview, set_preview
     from lora_trainer.training.samples import GAP
 
     samples = fold_steps(read_events(folder.events_path), "sampled")
-    target = path.with_suffix(".png")
-    owned = folder.read_job().get("published", [])
-    if not samples or (target.exists() and target.name not in owned):
+    there = find_preview(path)
+    if not samples or (there and not is_ours(folder, there)):  # what the user put there stays
         return
     with Image.open(samples[-1].data["path"]) as pair:
         side = (pair.width - GAP) // 2
         data = io.BytesIO()
         pair.convert("RGB").crop((pair.width - side, 0, pair.width, pair.height)).save(data, "PNG")
-    write_bytes(target, data.getvalue())
-    folder.update_job(published=sorted({*owned, target.name}))
+    if there and read_published(folder).get(there.name) == IN_DOUBT:
+        target = set_preview(path, data.getvalue(), path.parent)
+    else:
+        target = write_bytes(path.with_suffix(".png"), data.getvalue())
+    record(folder, [target])
 
 
 def _copy_to_second_folder(config: TrainConfig, path: Path, host: Host) -> None:
     folder, second = RunFolder(config.output_dir), host.folders().second_lora_dir
     if second is None or second.resolve() == path.parent.resolve():
         return
-    from lora_trainer.adapters.folder import Card, publish
+    from lora_trainer.adapters.folder import Card
+    from lora_trainer.adapters.owned import publish_for
 
-    preview, owned = path.with_suffix(".png"), folder.read_job().get("published_second", [])
-    published = publish(
+    preview = path.with_suffix(".png")
+    publish_for(
+        folder,
         path,
         second,
         path.stem,
         card=Card(description=config.comment, activation_text=config.trigger_words),
         preview=preview.read_bytes() if preview.exists() else None,
-        owned=owned,
+        key="published_second",
     )
-    folder.update_job(published_second=sorted({*owned, *published.files}))

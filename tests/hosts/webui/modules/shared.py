@@ -9,7 +9,14 @@ import torch
 
 device = torch.device("cpu")
 cmd_opts = Namespace(
-    lora_dir="", api=False, no_half=False, api_auth=None, gradio_auth=None, gradio_auth_path=None, skip_load_model_at_start=False
+    lora_dir="",
+    clip_models_path=None,
+    api=False,
+    no_half=False,
+    api_auth=None,
+    gradio_auth=None,
+    gradio_auth_path=None,
+    skip_load_model_at_start=False,
 )
 sd_model: Any = None
 interrogator: Any = None  # set when the program starts
