@@ -18,7 +18,7 @@ from benchmarks.report import Row, format_section
 from lora_trainer.captioning.blip import load as load_blip
 from lora_trainer.captioning.captioner import CaptionerSettings
 from lora_trainer.demo.assets import BASE, CAPTIONER, DATA_SETS
-from lora_trainer.demo.recipe.judge import Judge, dominant_colour, shape_scenes, train_judge
+from lora_trainer.demo.recipe.judge import Judge, dominant_colour, outline_shape, shape_scenes, train_judge
 from lora_trainer.demo.recipe.paint import paint
 from lora_trainer.demo.recipe.scenes import caption, draw_scene
 from lora_trainer.demo.recipe.train_base import PROMPTS, build_schedule
@@ -70,12 +70,14 @@ def measure_base(model: DiffusionModel, judge: Judge, count: int) -> tuple[list[
     answers = list(zip(judge.look(pictures), scenes, strict=True))
     colours, shapes = [a[1] == scene.colour for a, scene in answers], [a[0] == scene.shape for a, scene in answers]
     plain = [(picture, scene) for picture, scene in zip(pictures, scenes, strict=True) if scene.plain]
+    outlines = [outline_shape(p, scene.colour or "", scene.plain or "") == scene.shape for p, scene in plain]
     dominant = [dominant_colour(picture, scene.plain or "") == scene.colour for picture, scene in plain]
     rows = [
         Row("judge on painted scenes, shape and colour", _percent(sure)),
         Row("base, colour named (by the judge)", _percent(colours), "at least 80 %", np.mean(colours) >= 0.8),
         Row(f"base, colour named is dominant beside the ground's (by pixels, {len(plain)} plain grounds)", _percent(dominant)),
         Row("base, shape named (by the judge)", _percent(shapes), "at least 70 %", np.mean(shapes) >= 0.7),
+        Row(f"base, shape named (by its outline, {len(plain)} plain grounds)", _percent(outlines)),
     ]
     return rows, pictures
 

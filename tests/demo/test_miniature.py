@@ -19,7 +19,7 @@ from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.captioning.blip import load as load_blip
 from lora_trainer.captioning.captioner import CaptionerSettings
 from lora_trainer.demo.assets import BASE, CAPTIONER, CLIP, DATA_SETS
-from lora_trainer.demo.recipe.judge import dominant_colour, shape_scenes
+from lora_trainer.demo.recipe.judge import dominant_colour, outline_shape, shape_scenes
 from lora_trainer.demo.recipe.paint import paint
 from lora_trainer.demo.recipe.scenes import caption, draw_scene
 from lora_trainer.demo.recipe.train_vae import UNSEEN, reconstruction_psnr
@@ -49,11 +49,11 @@ def test_a_picture_comes_back_through_the_autoencoder(model: DiffusionModel) -> 
     assert reconstruction_psnr(model.vae, [paint(draw_scene(UNSEEN + index)) for index in range(6)]) > 22
 
 
-def test_the_base_draws_the_colour_that_is_named(model: DiffusionModel) -> None:
+def test_the_base_draws_the_shape_and_the_colour_that_are_named(model: DiffusionModel) -> None:
     scenes = [scene for scene in shape_scenes(UNSEEN, 60) if scene.plain][:10]
-    pictures = generate(model, [caption(scene) for scene in scenes], steps=12)
-    right = [dominant_colour(p, scene.plain or "") == scene.colour for p, scene in zip(pictures, scenes, strict=True)]
-    assert sum(right) >= 6
+    pictures = list(zip(generate(model, [caption(scene) for scene in scenes], steps=12), scenes, strict=True))
+    assert sum(dominant_colour(picture, scene.plain or "") == scene.colour for picture, scene in pictures) >= 8
+    assert sum(outline_shape(picture, scene.colour or "", scene.plain or "") == scene.shape for picture, scene in pictures) >= 5
 
 
 def test_the_captioner_names_colour_and_shape() -> None:

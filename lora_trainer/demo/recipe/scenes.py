@@ -202,10 +202,9 @@ def lay_out(scene: Scene) -> Layout:
     horizon = float(rng.uniform(0.52, 0.66))
     layout = Layout(scene, horizon)
     if scene.shape:
-        radius = float(rng.uniform(0.19, 0.31))
-        spread = 0.5 - radius - 0.04
-        centre = 0.5 + rng.uniform(-1, 1, 2) * min(spread, 0.2)
-        layout = replace(layout, shape=(float(centre[0]), float(centre[1]), radius, float(rng.uniform(-0.2, 0.2))))
+        radius = float(rng.uniform(0.26, 0.32))
+        centre = 0.5 + rng.uniform(-0.04, 0.04, 2)
+        layout = replace(layout, shape=(float(centre[0]), float(centre[1]), radius, float(rng.uniform(-0.1, 0.1))))
     if scene.ridge:
         layout = replace(layout, ridges=_ridges(rng, scene.ridge, horizon))
     if scene.water == "lake":
@@ -227,7 +226,7 @@ def _place_things(layout: Layout, rng: np.random.Generator) -> Layout:
         )
     if scene.balloon:
         layout = replace(
-            layout, balloon=(float(rng.uniform(0.25, 0.75)), float(rng.uniform(0.25, 0.36)), float(rng.uniform(0.17, 0.22)))
+            layout, balloon=(float(rng.uniform(0.45, 0.55)), float(rng.uniform(0.32, 0.35)), float(rng.uniform(0.24, 0.27)))
         )
     if scene.house:
         x = float(slots.pop())

@@ -1,9 +1,10 @@
 """Trains the miniature's denoiser and text encoder together, from nothing, on latents of drawn scenes.
 
 Stable Diffusion 1's own classes, structure and noise schedule with small widths. As the large one was, it is trained at half the
-size first (8 x 8 latents cost a quarter), where it learns words, colours and places, and then at full size.
+size first (8 x 8 latents cost a quarter), where it learns words, colours and places, then at full size, and at last on shapes.
 
     python -m lora_trainer.demo.recipe.train_base --work DIR [--minutes 88]
+    python -m lora_trainer.demo.recipe.train_base --work DIR --shapes [--minutes 46]
 
 Letters in shapes: B items, h and w the latents' sides, T tokens (77 at most).
 """
@@ -157,26 +158,41 @@ class Trainer:
         self.work = work
         self.vae = load_or_start(work).eval()
         rng = np.random.default_rng(5)
-        texts = [caption(draw_scene(seed), rng) for seed in range(num_scenes) for _ in range(CAPTIONS_PER_SCENE)]
+        scenes = [draw_scene(seed) for seed in range(num_scenes)]
+        self.with_shape = torch.tensor([index for index, scene in enumerate(scenes) if scene.shape])
+        texts = [caption(scene, rng) for scene in scenes for _ in range(CAPTIONS_PER_SCENE)]
         self.ids = tokenize(texts).view(num_scenes, CAPTIONS_PER_SCENE, 77)
         self.empty = tokenize([""])
         self.moments = load_or_encode(work, self.vae, num_scenes)
         self.scale = 1 / float(self.moments[:, :4].std())
         self.models = torch.nn.ModuleDict({"unet": build_unet(), "encoder": build_text_encoder()})
         self.average = copy.deepcopy(self.models).requires_grad_(False)
+        self.alphas = build_schedule().alphas_cumprod
+        self.stage, self.step, self.seconds = "all", 0, 0.0
+        self._begin()
+        if (work / "base.pt").exists():
+            self._resume(torch.load(work / "base.pt"))
+
+    def _begin(self) -> None:
+        """Starts from the averaged weights with a fresh optimizer."""
+        self.models.load_state_dict(self.average.state_dict())
         vocabulary = [p for name, p in self.models.named_parameters() if "token_embedding" in name]
         rest = [p for name, p in self.models.named_parameters() if "token_embedding" not in name]
         # No decay on the vocabulary: words that never occur would be drawn to zero, and a user's prompt may hold any of them.
         groups = [{"params": rest, "weight_decay": 0.01}, {"params": vocabulary, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
-        self.alphas = build_schedule().alphas_cumprod
-        self.step, self.seconds = 0, 0.0
-        if (work / "base.pt").exists():
-            self._resume(torch.load(work / "base.pt"))
 
     def loss(self, batch_size: int, *, half_size: bool, full_length: bool) -> torch.Tensor:
-        """Returns the noise prediction's error on random scenes, weighted by min-SNR (arXiv 2303.09556, gamma 5)."""
+        """Returns the noise prediction's error on random scenes, weighted by min-SNR (arXiv 2303.09556, gamma 5).
+
+        In the stage of the shapes four scenes in five show one, little time goes into noise too faint to hide it, and noise that
+        hides all but it weighs more: which shape it becomes is decided there.
+        """
+        on_shapes = self.stage == "shapes"
         rows = torch.randint(len(self.ids), (batch_size,))
+        if on_shapes:
+            shapes = self.with_shape[torch.randint(len(self.with_shape), (batch_size,))]
+            rows = torch.where(torch.rand(batch_size) < 0.6, shapes, rows)
         mean, logvar = self.moments[rows].chunk(2, dim=1)
         latents = (mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)) * self.scale
         if half_size:  # the latents resemble a thumbnail, so their means are those of a smaller picture
@@ -185,22 +201,33 @@ class Trainer:
         ids = torch.where(torch.rand(batch_size, 1) < 0.1, self.empty, ids)
         if not full_length:  # the padding at the end is cheap to learn later
             ids = ids[:, : int((ids != 49407).sum(1).max()) + 1]
-        timesteps = ((torch.arange(batch_size) + torch.rand(batch_size)) / batch_size * 1000).long()
+        share = (torch.arange(batch_size) + torch.rand(batch_size)) / batch_size
+        if on_shapes:
+            share = torch.where(share < 0.1, share * 1.5, 0.15 + (share - 0.1) / 0.9 * 0.85)
+        timesteps = (share * 1000).long()
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
         noise = torch.randn_like(latents)
         noisy_latents = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         predicted = self.models["unet"](noisy_latents, timesteps, self.models["encoder"](ids).last_hidden_state).sample
         snr = (alpha / (1 - alpha)).flatten()
-        return (F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3)) * snr.clamp(max=5) / snr).mean()
+        weight = (snr + 0.25 * on_shapes).clamp(max=5) / snr
+        return (F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3)) * weight).mean()
 
-    def train(self, minutes: float, learning_rate: float = 1e-3) -> None:
-        """Trains until `minutes` of processor time are spent in all, counted over interruptions; saves every three."""
+    def train(self, stage: str, minutes: float, learning_rate: float = 1e-3) -> None:
+        """Trains until `minutes` of processor time are spent on the stage, counted over interruptions; saves every three.
+
+        Args:
+            stage: "all", from nothing; or "shapes", from the averaged weights of the first.
+        """
+        if stage != self.stage:
+            self._begin()
+            self.stage, self.step, self.seconds = stage, 0, 0.0
         losses: list[float] = []
         begun, before, saved = time.process_time(), self.seconds, time.process_time()
         while (done := self.seconds / (60 * minutes)) < 1:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate * min(1, (self.step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
-            half_size = done < 0.5
+            half_size = stage == "all" and done < 0.5
             loss = self.loss(64 if half_size else 24, half_size=half_size, full_length=done > 0.85)
             self.optimizer.zero_grad()
             loss.backward()
@@ -216,7 +243,7 @@ class Trainer:
                 log.info("step %d, %.0f %%: loss %.4f", self.step, 100 * done, np.mean(losses))
                 losses.clear()
                 self.save()
-                self.show(self.work / f"samples-{self.step:05d}.png")
+                self.show(self.work / f"samples-{stage}-{self.step:05d}.png")
         self.save()
         self.show(self.work / "samples.png")
 
@@ -236,22 +263,25 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        torch.save(state | {"step": self.step, "seconds": self.seconds, "scale": self.scale}, self.work / "base.tmp")
+        state |= {"stage": self.stage, "step": self.step, "seconds": self.seconds, "scale": self.scale}
+        torch.save(state, self.work / "base.tmp")
         (self.work / "base.tmp").replace(self.work / "base.pt")
 
     def _resume(self, state: dict[str, Any]) -> None:
         self.models.load_state_dict(state["models"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.stage, self.step, self.seconds, self.scale = state["stage"], state["step"], state["seconds"], state["scale"]
         torch.manual_seed(self.step)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=88)
+    parser.add_argument("--shapes", action="store_true", help="the second stage")
+    parser.add_argument("--minutes", type=float, help="of processor time; 88, and 46 for the second stage")
     parser.add_argument("--scenes", type=int, default=6_000)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    Trainer(arguments.work, arguments.scenes).train(arguments.minutes)
+    stage, minutes = ("shapes", 46) if arguments.shapes else ("all", 88)
+    Trainer(arguments.work, arguments.scenes).train(stage, arguments.minutes or minutes)
