@@ -287,7 +287,7 @@
     }
 
     // Draws the part when it comes into view, when a job has ended, which may have written captions, and when another set was
-    // chosen: after a reload the part may be in view before the page knows the set. Nobody's field is drawn anew while he types.
+    // chosen: after a reload the part may be in view before the page knows the set. Nobody's field is drawn anew while they type.
     function look() {
         if (!root() || !page()) return;
         const cards = document.getElementById("lora_trainer_captions_cards");

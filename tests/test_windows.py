@@ -165,7 +165,7 @@ def calls(path: Path) -> list[ast.Call]:
 # Where the mode is an argument: its position, its default, and whether that default is text.
 MODE_POSITION = {"open": 1, "fdopen": 1, "NamedTemporaryFile": 0, "TemporaryFile": 0, "SpooledTemporaryFile": 1}
 ENCODING_POSITION = {"read_text": 0, "write_text": 1, "TextIOWrapper": 1, "FileHandler": 2}
-OTHER_OPENERS = ("Image", "webbrowser", "browser", "safetensors", "os", "zipfile", "tarfile", "archive")
+OTHER_OPENERS = ("Image", "webbrowser", "browser", "safetensors", "os", "zipfile", "tarfile", "archive", "opener")
 
 
 def lacks_encoding(call: ast.Call) -> bool:

@@ -1,6 +1,6 @@
 """Which files of a LoRA folder a run put there, and how it puts another there: known by what is in them, not by their names.
 
-A user may put a file of his own under a name that a run once published. `job.json` therefore holds, by file name, a fingerprint
+A user may put another file under a name that a run once published. `job.json` therefore holds, by file name, a fingerprint
 of what was written: of a LoRA that of its weights, so that mended metadata leave it the run's own.
 """
 

@@ -3,7 +3,7 @@
 A caption is written to every file that names its picture. Where none does, it goes to the nearest table, and where the set has
 no table, to `<stem>.txt`. Each file is replaced whole. A change is in the journal, on the disk, before the first file is
 touched: what a kill leaves half done, the next one who opens the set finishes, so that a bulk change is done wholly or not at
-all. Whoever changes a caption says what text he saw; if another has written meanwhile, nothing is overwritten and he is told.
+all. Whoever changes a caption says what text was seen; if another has written meanwhile, nothing is lost and both are told.
 """
 
 from __future__ import annotations

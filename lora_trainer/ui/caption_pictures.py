@@ -80,7 +80,7 @@ class PicturesBox:
         on(self.leave_out.click, self._leave_out, looks, part.shown)
 
     def _check(self, values: dict[str, Any]) -> dict[str, Any]:
-        folder = self._part.open(values).folder
+        folder = self._part.chosen_store(values).folder
         first = str(values["resolution"] or "").split(",")[0].strip()
         resolution = int(first) if first.isdigit() and 64 <= int(first) <= 4096 else 512
         settings = {"input_dir": str(folder), "resolution": resolution}
@@ -111,7 +111,7 @@ class PicturesBox:
         return str(kept)
 
     def _undo_pictures(self, values: dict[str, Any]) -> dict[str, Any]:
-        result = PictureStore(self._part.open(values).folder).undo()
+        result = PictureStore(self._part.chosen_store(values).folder).undo()
         refused = "".join(f"<br>{escape(reason)}" for reason in list(result.refused.values())[:3])
         said = f"{markup.count(len(result.changed), 'picture')} {word('are as they were.')}{refused}"
         return {**self._part.show(values), "message": markup.notice(said)}

@@ -253,7 +253,7 @@ class CaptionsPart:
         known = (*self._stores, *(library.path(name) for name in library.names()))
         return next((self._store(path) for path in known if str(path) == folder and path.is_dir()), None)
 
-    def open(self, values: Mapping[str, Any]) -> CaptionStore:
+    def chosen_store(self, values: Mapping[str, Any]) -> CaptionStore:
         """Returns the captions of the chosen set.
 
         Raises:
@@ -270,7 +270,7 @@ class CaptionsPart:
         Raises:
             DatasetError: as `open`; it cannot be read, or the pattern is wrong.
         """
-        store = self.open(values)
+        store = self.chosen_store(values)
         return look(
             store,
             self.services.queue,
@@ -297,22 +297,22 @@ class CaptionsPart:
 
     def _save(self, values: dict[str, Any]) -> dict[str, Any]:
         """Saves what was typed, see `caption_typing`, and answers the script."""
-        typed, store = self._typed.take(values["edits"]), self.open(values)
+        typed, store = self._typed.take(values["edits"]), self.chosen_store(values)
         advice = self._adviser(store.folder).advise(store.read().captions, trigger=_trigger(values))
         failed = {"message": markup.error_message(" ".join(typed.failures.values()))} if typed.failures else {}
         return {"answer": cards.draw_answer(typed, {str(store.folder): advice}), **self._history(store), **failed}
 
     def _undo(self, values: dict[str, Any], which: str) -> dict[str, Any]:
-        store = self.open(values)
+        store = self.chosen_store(values)
         result = store.undo() if which == "undo" else store.redo()
         return {**self.show(values), "message": _describe(result)}
 
     def _revert(self, values: dict[str, Any]) -> dict[str, Any]:
-        result = self.open(values).revert(int(values["reverted"]))
+        result = self.chosen_store(values).revert(int(values["reverted"]))
         return {**self.show(values), "message": _describe(result)}
 
     def _take(self, values: dict[str, Any]) -> dict[str, Any]:
-        store = self.open(values)
+        store = self.chosen_store(values)
         run = next((run for run in store.runs() if cards.name_run(run) == values["run"]), None)
         if run is not None:
             said = _describe(store.restore(run.id))
@@ -326,14 +326,14 @@ class CaptionsPart:
         return {**self.show(values), "message": _describe(result)}
 
     def _enlarge(self, values: dict[str, Any]) -> dict[str, Any]:
-        store, name = self.open(values), json.loads(values["wanted"])[0]
+        store, name = self.chosen_store(values), json.loads(values["wanted"])[0]
         if name not in store.read().captions:  # a name from outside is no path
             return {"large": ""}
         return {"large": cards.draw_large(store.folder, name, self.services.host.folders().cache)}
 
     def _export(self, values: dict[str, Any], kind: str = "csv") -> dict[str, Any]:
         """Returns all captions as a file: its name, and its bytes in base64."""
-        captions = self.open(values).read().captions
+        captions = self.chosen_store(values).read().captions
         data = pack_sidecars(captions) if kind == "zip" else format_table(captions, f".{kind}")
         name = "captions.zip" if kind == "zip" else f"metadata.{kind}"
         return {"exported": json.dumps({"name": name, "data": base64.b64encode(data).decode("ascii")})}
@@ -347,7 +347,7 @@ class CaptionsPart:
         return {"pending": pending if found.changes else None, "previewed": cards.draw_preview(found)}
 
     def _apply(self, values: dict[str, Any]) -> dict[str, Any]:
-        pending, store = values["pending"], self.open(values)
+        pending, store = values["pending"], self.chosen_store(values)
         if not pending or pending["folder"] != str(store.folder):
             return {"message": markup.notice(word("Press Preview first: it shows what will change."))}
         found = Preview({name: (before, after) for name, (before, after) in pending["changes"].items()}, pending["num"])

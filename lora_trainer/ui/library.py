@@ -155,7 +155,7 @@ class LibraryShelf:
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the folder's LoRAs and the chosen one's card.
 
-        What the user has typed into a card stays while it is the same LoRA's; a field that he has not touched follows the file.
+        What the user has typed into a card stays while it is the same LoRA's; a field that was not touched follows the file.
         """
         host = self.services.host
         folder, cache = host.folders().lora_dir, host.folders().cache

@@ -229,7 +229,7 @@ def _open_eye(job: GridJob, context: JobContext) -> Eye:
     try:
         clip = context.host.clip()
     except HostError as error:
-        context.emit("warning", message=f"the pictures are compared by colours and textures: {error}")
+        context.emit("warning", message=f"The pictures are compared by colours and textures: {error}")
         return PLAIN
     if clip is None:
         return PLAIN
