@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 INK_PICTURES = DATA_SETS / "ink" / "train"
 PRESET = "miniature"
+NEXT_PRESET = "sd1-style"  # for a base of the usual size
 NAME = "demo_ink"
 DEFAULT_FOLDER = Path("demo-output")
 CORRECTED = ("ink-01.png", "ink-03.png", "ink-04.png", "ink-05.png")
@@ -233,8 +234,8 @@ def _next_steps(settings: Path) -> list[str]:
         "         base_model: models/Stable-diffusion/v1-5-pruned.safetensors",
         "         output_dir: output/my_style",
         "   3. See what would be trained, and any problem; then train:",
-        f"         python -m lora_trainer check --preset {PRESET} --config my_style.yaml",
-        f"         python -m lora_trainer train --preset {PRESET} --config my_style.yaml",
+        f"         python -m lora_trainer check --preset {NEXT_PRESET} --config my_style.yaml",
+        f"         python -m lora_trainer train --preset {NEXT_PRESET} --config my_style.yaml",
         "   4. Put output/my_style/my_style.safetensors into the WebUI's models/Lora; write <lora:my_style:0.7> in a prompt.",
         "The demo's own LoRA fits the demo's base only. Its folder can be deleted at any time.",
     ]

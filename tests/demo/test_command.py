@@ -42,6 +42,7 @@ def test_ends_with_a_lora_and_a_sheet_and_says_what_to_do_next(small: Path, caps
     table = small / "pictures" / "metadata.csv"
     assert str(lora) in said and str(sheet) in said and str(table) in said
     assert "it said" in said and "it shows" in said and "What to do next" in said
+    assert "train --preset sd1-style --config my_style.yaml" in said, "what is good for the miniature is not for a usual base"
     assert [check.name for check in self_test(lora, webui_layers(BASE)) if not check.passed] == []
     with Image.open(sheet) as picture:
         assert picture.info["parameters"].startswith(f"{command.PROMPTS[0]} <lora:demo_ink:1>\nSteps: 2, Sampler: Euler a")
