@@ -90,7 +90,7 @@ class LoraAdapter:
         for part in model.parts.values():
             part.requires_grad_(False)
         _check_targets(model.parts, targets)
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none")
+        config = LoraConfig(r=rank, lora_alpha=alpha, bias="none")
         layers: dict[ModuleName, Any] = {}
         parts = {part: model.parts[part] for part, names in targets.items() if names}
         for part_name, root in parts.items():

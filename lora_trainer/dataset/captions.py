@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_trainer.dataset.sampler import shuffled
-from lora_trainer.dataset.tables import NameIndex, Table, clean_caption, normal, read_table, read_text
+from lora_trainer.dataset.tables import NameIndex, Table, clean_caption, normal, read_table, read_text, split_suffix
 from lora_trainer.errors import DatasetError, Problem
 
 SIDECAR_SUFFIXES = (".txt", ".caption")
@@ -234,10 +234,7 @@ def _rows(count: int) -> str:
 
 
 def _stem(name: str) -> str:
-    """Returns a name without its suffix, as pathlib tells it, which takes ten times as long for a thousand names."""
-    folder, slash, last = name.rpartition("/")
-    dot = last.rfind(".")
-    return normal(folder + slash + (last[:dot] if 0 < dot < len(last) - 1 else last))
+    return normal(split_suffix(name)[0])
 
 
 def _is_same_file(one: Path, other: Path) -> bool:

@@ -19,7 +19,7 @@ from PIL import ImageFile
 
 from lora_trainer.dataset.captions import SIDECAR_SUFFIXES, TABLE_NAMES, examples, read_captions
 from lora_trainer.dataset.images import SUFFIXES, PictureFacts, examine
-from lora_trainer.dataset.tables import normal
+from lora_trainer.dataset.tables import normal, split_suffix
 from lora_trainer.errors import DatasetError, Problem
 
 REASONS = ("unreadable", "too small", "invisible", "without caption", "without repeats")
@@ -293,6 +293,4 @@ def _is_text(name: str) -> bool:
 
 
 def _suffix(name: str) -> str:
-    last = name.rpartition("/")[2]
-    dot = last.rfind(".")
-    return last[dot:].lower() if 0 < dot < len(last) - 1 else ""
+    return split_suffix(name)[1].lower()

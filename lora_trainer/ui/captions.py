@@ -268,7 +268,7 @@ class CaptionsPart:
         """Returns the chosen set through the filter.
 
         Raises:
-            DatasetError: as `open`; it cannot be read, or the pattern is wrong.
+            DatasetError: as `chosen_store`; it cannot be read, or the pattern is wrong.
         """
         store = self.chosen_store(values)
         return look(
