@@ -122,7 +122,7 @@ def merge(uses: Sequence[LoraUse], target: Path, *, rank: int | None = None, pre
 def split(source: Path, unet_target: Path, text_target: Path) -> tuple[Path, Path]:
     """Writes the UNet's layers into one file and the text encoders', with embeddings that travel along, into another.
 
-    Takes every kind of LoRA. Returns where the two are.
+    Takes every kind of LoRA. Returns where the two are; one that cannot be written leaves neither.
 
     Raises:
         AdapterError: the source cannot be read, or has only one of the two.
@@ -139,7 +139,12 @@ def split(source: Path, unet_target: Path, text_target: Path) -> tuple[Path, Pat
     if not unet or not text:
         lacking = "UNet" if not unet else "text encoder"
         raise AdapterError(f"{source} has no {lacking} layers, so there is nothing to split. Use the file as it is.")
-    return save_lora(unet_target, unet, metadata, None), save_lora(text_target, text, metadata, None)
+    written = save_lora(unet_target, unet, metadata, None)
+    try:
+        return written, save_lora(text_target, text, metadata, None)
+    except (AdapterError, OSError):  # half of a LoRA would stand in the WebUI's list, and its name in the way of the next try
+        written.unlink(missing_ok=True)
+        raise
 
 
 def convert(source: Path, target: Path, precision: str) -> Path:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lora_trainer.adapters import writing
+from lora_trainer.adapters import edit, writing
 from lora_trainer.adapters.container import model_hash, read_header
 from lora_trainer.adapters.edit import convert, merge, resize, split
 from lora_trainer.adapters.export import save_lora
@@ -278,6 +279,20 @@ def test_split_parts_hold_everything_between_them(make_file: MakeFile, tmp_path:
     assert sd_version(read_header(text).metadata) == "SDXL"
     with pytest.raises(AdapterError, match=r"ink_te\.safetensors has no UNet layers.*Use the file as it is"):
         split(text, tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+
+
+def test_a_split_that_fails_leaves_nothing(make_file: MakeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, written = make_file(base="SDXL"), edit.save_lora
+
+    def save(path: Path, *rest: Any) -> Path:
+        if path.stem == "ink_te":
+            raise OSError(28, "No space left on device", str(path))
+        return written(path, *rest)
+
+    monkeypatch.setattr(edit, "save_lora", save)
+    with pytest.raises(OSError, match="No space left"):
+        split(source, tmp_path / "ink_unet.safetensors", tmp_path / "ink_te.safetensors")
+    assert not list(tmp_path.glob("ink_*"))
 
 
 @pytest.mark.parametrize(("precision", "name", "tolerance"), [("fp16", "F16", 1e-3), ("bf16", "BF16", 8e-3), ("fp32", "F32", 0)])
