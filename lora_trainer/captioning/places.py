@@ -74,7 +74,7 @@ class StorePlace:
         # One that the user wrote or changed meanwhile stays, unless all are to be written anew.
         seen = None if self._wording.mode == "overwrite" else present
         result = self._store.save_all(wanted, seen, title=self._title, change=self._change, run=self._run)
-        self._change = result.change if self._change is None else self._change
+        self._change = result.change
         return result
 
 

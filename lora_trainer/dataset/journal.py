@@ -133,12 +133,15 @@ class Journal:
 
         Args:
             title, values, reverts, run: see `Change`.
-            change: the number of a change that goes on, None for a new one.
+            change: the number of a change that goes on, None for a new one. One that was taken back meanwhile does not: what
+                comes now is a change of its own.
 
         Raises:
             DatasetError: the disk is full, or the file may not be written.
         """
-        number = change if change is not None else max((known.id for known in self.changes()), default=0) + 1
+        known = self.changes()
+        goes_on = any(one.id == change for one in _stacks(known)[0])
+        number = change if change is not None and goes_on else max((one.id for one in known), default=0) + 1
         entry: dict[str, Any] = {"change": number, "time": round(time.time(), 3), "title": title, "values": values}
         if reverts is not None:
             entry["reverts"] = reverts

@@ -222,6 +222,29 @@ def test_a_run_that_saves_one_by_one_is_one_change(tmp_path: Path) -> None:
     assert on_disk(tmp_path) == {}
 
 
+def test_what_a_run_writes_after_an_undo_counts_and_can_be_undone_itself(tmp_path: Path) -> None:
+    store = make_set(tmp_path)
+    first = store.save_all({"a.png": "one"}, None, title="captioned", run="r").change
+    store.undo()
+    second = store.save_all({"b.png": "two"}, None, title="captioned", change=first, run="r").change
+    assert store.save_all({"c.png": "three"}, None, title="captioned", change=second, run="r").change == second != first
+    assert on_disk(tmp_path) == {"b.png": "two", "c.png": "three"}
+    assert store.redoable() is None  # something else was done since
+    assert (going_on := store.unfinished_run("r")) is not None and going_on.id == second
+    store.undo()
+    assert on_disk(tmp_path) == {}
+
+
+def test_a_run_whose_undo_was_taken_back_goes_on_with_its_change(tmp_path: Path) -> None:
+    store = make_set(tmp_path)
+    first = store.save_all({"a.png": "one"}, None, title="captioned", run="r").change
+    store.undo()
+    store.redo()
+    assert store.save_all({"b.png": "two"}, None, title="captioned", change=first, run="r").change == first
+    store.undo()
+    assert on_disk(tmp_path) == {}
+
+
 def test_the_captions_of_a_table_are_taken_back_in(tmp_path: Path) -> None:
     store = make_set(tmp_path / "set")
     store.save_all(dict(zip(("a.png", "b.png", "c.png"), MORE_HARD_CAPTIONS, strict=False)), {}, title="first")
