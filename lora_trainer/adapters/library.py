@@ -1,4 +1,4 @@
-"""The LoRA folder as a library: find by name, rename, edit the card, throw away and bring back.
+"""The LoRA folder as a library: find by name, rename, edit the card, throw away, bring back or delete for good.
 
 What stands beside a LoRA under its name (card, preview, description) goes with it. The WebUI lists files by their ending, in all
 folders below; a file in the trash bears another ending, so it is neither listed nor found by a prompt.
@@ -52,11 +52,13 @@ class Trashed:
         id: what `restore` takes.
         path: where it was, relative to the LoRA folder.
         deleted_at: seconds since 1970.
+        num_bytes: of the file and what stood beside it.
     """
 
     id: str
     path: Path
     deleted_at: float
+    num_bytes: int
 
 
 def find_lora(lora_dir: Path, name: str) -> Path:
@@ -182,7 +184,7 @@ def list_trash(lora_dir: Path) -> list[Trashed]:
     """Returns what is in the trash of a folder, the last thrown away first."""
     trash = lora_dir / TRASH_FOLDER
     found = [
-        Trashed(file.relative_to(trash).parts[0], _origin(file, trash), file.parent.stat().st_mtime)
+        Trashed(file.relative_to(trash).parts[0], _origin(file, trash), file.parent.stat().st_mtime, _num_bytes(file.parent))
         for file in trash.rglob(f"*{TRASHED}")
     ]
     return sorted(found, key=lambda item: (item.id, str(item.path)), reverse=True)
@@ -195,10 +197,7 @@ def restore(identifier: str, lora_dir: Path) -> Path:
         AdapterError: it is not in the trash, or a file of its name is there now.
     """
     trash = lora_dir / TRASH_FOLDER
-    file = next((file for file in trash.rglob(f"*{TRASHED}") if file.relative_to(trash).parts[0] == identifier), None)
-    if file is None:
-        known = ", ".join(item.id for item in list_trash(lora_dir)) or "it is empty"
-        raise AdapterError(f"{identifier!r} is not in the trash of {lora_dir} ({known}).")
+    file = _find_trashed(identifier, lora_dir)
     origin = _origin(file, trash)
     target = lora_dir / origin
     beside = sorted(other for other in file.parent.iterdir() if other != file and other.is_file())
@@ -211,6 +210,37 @@ def restore(identifier: str, lora_dir: Path) -> Path:
     _move(file, target)
     shutil.rmtree(trash / identifier, ignore_errors=True)
     return target
+
+
+def delete_for_good(identifier: str, lora_dir: Path) -> None:
+    """Deletes a LoRA of the trash and what stood beside it. Nothing brings it back.
+
+    Raises:
+        AdapterError: it is not in the trash, or another program holds one of its files.
+    """
+    file = _find_trashed(identifier, lora_dir)
+    # What `list_trash` knows it by goes last: interrupted in between, it is listed still and can be deleted again.
+    for each in sorted(file.parent.iterdir(), key=lambda each: each == file):
+        _remove(each, "it stays in the trash")
+    shutil.rmtree(lora_dir / TRASH_FOLDER / identifier, ignore_errors=True)
+
+
+def _find_trashed(identifier: str, lora_dir: Path) -> Path:
+    """Returns the LoRA file of the trash that an id stands for.
+
+    Raises:
+        AdapterError: there is none.
+    """
+    trash = lora_dir / TRASH_FOLDER
+    for file in trash.rglob(f"*{TRASHED}"):
+        if file.relative_to(trash).parts[0] == identifier:
+            return file
+    known = ", ".join(item.id for item in list_trash(lora_dir)) or "it is empty"
+    raise AdapterError(f"{identifier!r} is not in the trash of {lora_dir} ({known}).")
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
 def _origin(file: Path, trash: Path) -> Path:
@@ -268,12 +298,12 @@ def _copy(source: Path, target: Path) -> None:
         ) from error
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, meanwhile: str = "its copy is whole") -> None:
     try:
         path.unlink()
     except OSError as error:
         raise AdapterError(
-            f"{path} cannot be deleted ({error.strerror}); its copy is whole. Close the program that uses it, and delete it."
+            f"{path} cannot be deleted ({error.strerror}); {meanwhile}. Close the program that uses it, and delete it."
         ) from error
 
 

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from lora_trainer.adapters.folder import choose_name
-from lora_trainer.adapters.library import edit_card, list_trash, read_card, rename, restore, throw_away
+from lora_trainer.adapters.library import (
+    Trashed,
+    delete_for_good,
+    edit_card,
+    list_trash,
+    read_card,
+    rename,
+    restore,
+    throw_away,
+)
 from lora_trainer.adapters.repair import BASE_FACTS, repair
 from lora_trainer.adapters.shelf import ShelfItem, list_shelf
 from lora_trainer.dataset.thumbnails import thumbnail, thumbnails
@@ -56,6 +65,7 @@ class LibraryShelf:
                         )
                     )
                     self.restore = gr.Button("Bring it back", visible=False, size="sm", elem_id="lora_trainer_library_restore")
+                    self.empty = gr.Button("Delete for good", visible=False, size="sm", elem_id="lora_trainer_library_empty")
             with gr.Column(scale=2, elem_classes=["lora_trainer_panel", "lora_trainer_upright"]):
                 self.detail = gr.HTML(_NOTHING, elem_id="lora_trainer_library_detail")
                 with gr.Column(elem_id="lora_trainer_library_form"):
@@ -67,6 +77,8 @@ class LibraryShelf:
         # Whose card the fields hold and what was put into them. It travels with the fields, so that a button pressed between two
         # cards never takes the texts of one for the other, as a state on the server would.
         self.loaded = unsaved(gr.Textbox("", elem_id="lora_trainer_library_loaded", **hidden))
+        # What the button has been pressed for once: nothing brings a deleted file back.
+        self.doomed = unsaved(gr.Textbox("", elem_id="lora_trainer_library_doomed", **hidden))
         self.live = {
             "items": self.items,
             "detail": self.detail,
@@ -74,6 +86,8 @@ class LibraryShelf:
             "loaded": self.loaded,
             "trash": self.trash,
             "restore": self.restore,
+            "empty": self.empty,
+            "doomed": self.doomed,
             "name": self.name,
             "new_name": self.new_name,
             "stack": self.stack,
@@ -146,6 +160,8 @@ class LibraryShelf:
         page.on(self.repair.click, self._repair, {**self.live, "base": self.base}, self.live)
         page.on(self.delete.click, self._delete, self.live, self.live)
         page.on(self.restore.click, self._restore, self.live, self.live)
+        page.on(self.empty.click, self._delete_for_good, self.live, self.live)
+        page.on(self.trash.input, self.show, self.live, self.live, quiet=True)
         tools = {"tool": self.tool, "rank": self.rank, "precision": self.precision}
         page.on(self.make.click, self._make, {**self.live, **tools}, {})
         form = self._test.fields
@@ -164,12 +180,15 @@ class LibraryShelf:
         key = str(values.get("chosen") or "")
         key = key if key in keys else ""
         item = keys.get(key)
-        trashed = [f"{entry.path.as_posix()} ({entry.id})" for entry in list_trash(folder)]
+        trashed = [_name_trashed(entry) for entry in list_trash(folder)]
         marked = values.get("trash") if values.get("trash") in trashed else next(iter(trashed), None)
+        doomed = marked if marked and values.get("doomed") == marked else ""
         updates: dict[str, Any] = {
             "items": draw_shelf(keys, item, cache),
             "trash": gr.update(choices=trashed, value=marked, visible=bool(trashed)),
             "restore": gr.update(visible=bool(trashed)),
+            "empty": gr.update(value="Really delete: press again" if doomed else "Delete for good", visible=bool(trashed)),
+            "doomed": doomed,
             "detail": draw_item(item, cache) if item else _NOTHING,
         }
         if key != values.get("chosen"):  # else left alone: the user may choose another while this is on its way
@@ -252,10 +271,16 @@ class LibraryShelf:
         return {**self.show({**values, "chosen": ""}), "chosen": "", "message": markup.notice(said)}
 
     def _restore(self, values: dict[str, Any]) -> dict[str, Any]:
-        identifier = str(values["trash"] or "").rpartition("(")[2].rstrip(")")
-        path = restore(identifier, self.services.host.folders().lora_dir)
+        path = restore(_read_trashed(values["trash"]), self.services.host.folders().lora_dir)
         self.services.host.lora_changed(path)
         return {**self.show(values), "message": markup.notice(f"<strong>{escape(path.stem)}</strong> {word('is back.')}")}
+
+    def _delete_for_good(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Deletes at the second press; the first arms the button for what is marked now."""
+        if values["doomed"] != values["trash"]:
+            return self.show({**values, "doomed": values["trash"]})
+        delete_for_good(_read_trashed(values["trash"]), self.services.host.folders().lora_dir)
+        return {**self.show(values), "message": markup.notice(f"{escape(values['trash'])}: {word('deleted for good.')}")}
 
     def _make(self, values: dict[str, Any]) -> dict[str, Any]:
         tool, rank = TOOLS[values["tool"]], str(values["rank"] or "").strip()
@@ -304,6 +329,15 @@ class Loaded:
 def _read_loaded(values: Mapping[str, Any]) -> Loaded:
     text = values.get("loaded")
     return Loaded(**json.loads(text)) if text else Loaded()
+
+
+def _name_trashed(entry: Trashed) -> str:
+    return f"{entry.path.as_posix()}, {entry.num_bytes / 2**20:.1f} MiB ({entry.id})"
+
+
+def _read_trashed(choice: object) -> str:
+    """Returns the id in what `_name_trashed` returned."""
+    return str(choice or "").rpartition("(")[2].rstrip(")")
 
 
 def name_items(shelf: Sequence[ShelfItem], folder: Path) -> dict[str, ShelfItem]:

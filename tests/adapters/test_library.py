@@ -13,7 +13,16 @@ from PIL import Image
 from lora_trainer.adapters import library
 from lora_trainer.adapters.container import model_hash, read_header
 from lora_trainer.adapters.folder import LORA_SUFFIXES, Card
-from lora_trainer.adapters.library import edit_card, find_lora, list_trash, read_card, rename, restore, throw_away
+from lora_trainer.adapters.library import (
+    delete_for_good,
+    edit_card,
+    find_lora,
+    list_trash,
+    read_card,
+    rename,
+    restore,
+    throw_away,
+)
 from lora_trainer.errors import AdapterError
 from tests.adapters.files import SD1_METADATA, UNET_MODULE, pair, write
 
@@ -176,6 +185,38 @@ def test_two_of_one_name_are_kept_apart_in_the_trash(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"ink\.safetensors and .*ink\.json.* stands in .*Rename that first"):
         restore(first, tmp_path)
     assert [item.id for item in list_trash(tmp_path)] == [first]
+
+
+def test_what_is_deleted_for_good_is_gone_and_the_rest_of_the_trash_stays(tmp_path: Path) -> None:
+    first = throw_away(put(tmp_path / "styles", "ink"), tmp_path)
+    second = throw_away(put(tmp_path, "seal"), tmp_path)
+    size = sum(file.stat().st_size for file in (tmp_path / library.TRASH_FOLDER / first).rglob("*") if file.is_file())
+    assert {item.id: item.num_bytes for item in list_trash(tmp_path)}[first] == size
+    delete_for_good(first, tmp_path)
+    assert [item.id for item in list_trash(tmp_path)] == [second]
+    assert not (tmp_path / library.TRASH_FOLDER / first).exists()
+    for identifier in (first, "", "..", "."):
+        with pytest.raises(AdapterError, match=f"{identifier!r} is not in the trash of .*{second}"):
+            delete_for_good(identifier, tmp_path)
+    restore(second, tmp_path)
+    assert listed(tmp_path) == {"seal.safetensors"}
+
+
+def test_a_deletion_that_ended_midway_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    identifier, unlink = throw_away(put(tmp_path, "ink"), tmp_path), Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == library.TRASHED:
+            raise PermissionError(13, "in use")
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(AdapterError, match=r"cannot be deleted \(in use\); it stays in the trash\. Close the program"):
+            delete_for_good(identifier, tmp_path)
+    assert [item.id for item in list_trash(tmp_path)] == [identifier]
+    delete_for_good(identifier, tmp_path)
+    assert list_trash(tmp_path) == []
 
 
 def test_throwing_away_that_ended_midway_can_be_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

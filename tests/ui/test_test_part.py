@@ -14,7 +14,7 @@ from PIL import Image
 
 from lora_trainer.adapters.container import model_hash
 from lora_trainer.adapters.folder import Card
-from lora_trainer.adapters.library import edit_card, read_card
+from lora_trainer.adapters.library import edit_card, list_trash, read_card
 from lora_trainer.dataset.library import DatasetLibrary
 from lora_trainer.errors import AdapterError, ConfigError, JobError
 from lora_trainer.events import EventWriter, TrainEvent
@@ -266,6 +266,25 @@ class TestLibrary:
         assert deleted["activation_text"] == "" and deleted["chosen"] == ""
         library._restore(self.after(form, deleted))
         assert (folder / "brush.safetensors").is_file()
+
+    def test_two_presses_delete_for_good_what_is_marked(self, page: Page, services: Services) -> None:
+        library, folder = page.parts["runs"].library, services.host.folders().lora_dir
+        for name in ("seal", "boat"):
+            make(folder / f"{name}.safetensors")
+            form = self.choose(page, self.form(page), name)
+            form = self.after(form, library._delete(form))
+        marked, other_one = sorted(library.show(form)["trash"]["choices"], key=lambda choice: choice != form["trash"])
+        form = self.after(form, library._delete_for_good(form))
+        assert form["trash"] == marked and form["empty"] == "Really delete: press again"
+        other = self.after(form, library.show({**form, "trash": other_one}))  # another is marked between the two presses
+        assert other["empty"] == "Delete for good"
+        assert len(list_trash(folder)) == 2
+        pressed = self.after(other, library._delete_for_good(other))
+        assert len(list_trash(folder)) == 2
+        done = library._delete_for_good(pressed)
+        (left,) = list_trash(folder)
+        assert other_one in done["message"] and marked.startswith(left.path.name)
+        assert self.after(pressed, done)["empty"] == "Delete for good"
 
     def test_what_is_typed_stays_when_the_list_is_drawn_anew(self, page: Page, services: Services) -> None:
         folder, runs = services.host.folders().lora_dir, page.parts["runs"]
