@@ -12,17 +12,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from lora_trainer.adapters.container import with_metadata
 from lora_trainer.errors import TrainingError
-from lora_trainer.files import write_bytes
+from lora_trainer.files import write_whole
+from lora_trainer.models.checkpoint import TORCH_DTYPES
 
 log = logging.getLogger(__name__)
 
 KEPT_STATES = 2
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 
@@ -53,9 +57,9 @@ def save_state(folder: Path, state: TrainState, lora: dict[str, Tensor], optimiz
     tensors |= {f"lora.{name}": tensor for name, tensor in lora.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"state": json.dumps(asdict(state)), "optimizer": json.dumps(numbers)}
-    data = safetensors.torch.save(tensors, metadata)
-    path = write_bytes(folder / f"step-{state.step:08d}.safetensors", data)
-    if path.read_bytes() != data:
+    pieces = _pieces(tensors, metadata)
+    path = write_whole(folder / f"step-{state.step:08d}.safetensors", lambda temporary: _write(temporary, pieces))
+    if not _holds(path, pieces):
         raise TrainingError(f"{path} does not hold what was written to it; the disk may be failing. The older state is kept.")
     for old in _list_states(folder)[KEPT_STATES:]:
         old.unlink(missing_ok=True)
@@ -78,6 +82,32 @@ def load_state(folder: Path) -> tuple[TrainState, dict[str, Tensor], dict[str, A
         lora = {name.removeprefix("lora."): tensor for name, tensor in tensors.items() if name.startswith("lora.")}
         return state, lora, optimizer
     return None
+
+
+def _pieces(tensors: dict[str, Tensor], metadata: dict[str, str]) -> list[np.ndarray]:
+    """Returns a safetensors file as bytes, the header and each tensor's own memory.
+
+    The library's writer copies all of it first, and its error for a full disk, which is waited for, is not the system's.
+    """
+    header: dict[str, Any] = {}
+    pieces, end = [], 0
+    # As the library sorts them: each tensor then begins at a multiple of its numbers' size.
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        pieces.append(tensor.reshape(-1).view(torch.uint8).numpy())
+    return [np.frombuffer(with_metadata(header, metadata), np.uint8), *pieces]
+
+
+def _write(path: Path, pieces: list[np.ndarray]) -> None:
+    with open(path, "wb") as file:
+        for piece in pieces:
+            file.write(piece.data)
+
+
+def _holds(path: Path, pieces: list[np.ndarray]) -> bool:
+    with open(path, "rb") as file:
+        return all(np.array_equal(np.frombuffer(file.read(piece.size), np.uint8), piece) for piece in pieces) and not file.read(1)
 
 
 def _list_states(folder: Path) -> list[Path]:
