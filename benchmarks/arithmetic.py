@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +39,7 @@ def count_flops(sizes: UNetSizes, use: Use) -> float:
 
 
 def measure_peak(device: str, num_bytes: int, side: int | None = None) -> float:
-    """Returns the operations a second of a large matrix product, which is the most that a device really does.
+    """Returns the operations a second of the fastest of some large matrix products, which is the most that a device really does.
 
     Args:
         num_bytes: of a number: 2 for bf16, 4 for fp32.
@@ -60,7 +59,7 @@ def measure_peak(device: str, num_bytes: int, side: int | None = None) -> float:
         if is_cuda:
             torch.cuda.synchronize(device)
         seconds.append((time.perf_counter() - started) / (5 if is_cuda else 1))
-    return 2 * side**3 / statistics.median(seconds[2:])
+    return 2 * side**3 / min(seconds)
 
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: Any, **kwargs: Any) -> int:

@@ -2,11 +2,11 @@
 
     python -m benchmarks.speed [--device cuda] [--shape sd1 sdxl] [--steps 20] [--only WORD]
 
-Each case is a run of the trainer on a base of random weights in the shape of SD1.5 or SDXL, kept for the next
-case.
-On a CPU the shape is a small one unless it is named. "Share of the peak" is the step's arithmetic, counted operation by operation
-and with what checkpointing does again, against a large matrix product on the same device in the same precision. "Outside" is what
-a step takes beside the denoiser's forward and the backward pass. Memory is the allocator's peak, of a CPU the process's.
+Each case is a run of the trainer on a base of random weights in the shape of SD1.5 or SDXL, kept for the next case. On a CPU
+the shape is a small one unless it is named. "Share of the peak" is the step's arithmetic, counted operation by operation and with
+what checkpointing does again, against a large matrix product on the same device in the same precision. "Outside" is what a step
+takes beside the denoiser's forward and the backward pass. Memory is the allocator's peak; on a CPU, where each case runs in a
+process of its own, that process's, with Python and the libraries in it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.arithmetic import count_flops, measure_peak
+from benchmarks.memory import peak_bytes
 from benchmarks.report import Row, describe_spread, format_section
 from benchmarks.workload import FULL, SD1, SDXL, TINY, Size, denoiser_wrapped, make_config
 from lora_trainer.config.schema import TrainConfig
@@ -32,7 +35,6 @@ from lora_trainer.events import TrainEvent
 from lora_trainer.forecast import GIB, forecast
 from lora_trainer.models.detect import detect
 from lora_trainer.models.tape import Use
-from lora_trainer.training.memory import memory_in_use
 from lora_trainer.training.precision import choose_precision
 from lora_trainer.training.run import train
 
@@ -130,7 +132,9 @@ class Speed:
 
 
 def measure(folder: Path, size: Size, changes: dict[str, str], *, device: str, num_steps: int) -> Speed:
-    """Runs a case and returns what it came to."""
+    """Runs a case and returns what it came to, on a CPU in one thread."""
+    if not device.startswith("cuda"):
+        torch.set_num_threads(1)
     size = replace(size, batch_size=int(changes.get("batch_size", size.batch_size)))
     precision = changes.get("precision") or choose_precision("auto", torch.device(device))
     accumulated = int(changes.get("gradient_accumulation_steps", 1))
@@ -153,6 +157,12 @@ def measure(folder: Path, size: Size, changes: dict[str, str], *, device: str, n
     )
 
 
+def in_its_own_process(*arguments: Any, **options: Any) -> Speed:
+    """Returns `measure` of a case, from a process that has run no other, whose memory would be counted too."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments, **options).result()
+
+
 def _run(config: TrainConfig, device: torch.device) -> tuple[list[tuple[float, float]], int]:
     """Returns seconds of each step with those outside the denoiser, and the peak of memory after the first step."""
     clock = DenoiserClock(device)
@@ -168,7 +178,7 @@ def _run(config: TrainConfig, device: torch.device) -> tuple[list[tuple[float, f
 
     with clock.watching():
         train(config, control=TrainControl(), watch=watch, fresh=True)
-    return laps, memory_in_use(device)
+    return laps, peak_bytes(device.type)
 
 
 def _use_of(config: TrainConfig, size: Size) -> Use:
@@ -207,15 +217,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", default="", metavar="WORD", help="cases whose name holds this word")
     options = parser.parse_args(arguments)
     is_cuda = options.device.startswith("cuda")
-    if not is_cuda:
-        torch.set_num_threads(1)
+    run = measure if is_cuda else in_its_own_process
     rows: list[Row] = []
     for shape in options.shape or (["sd1", "sdxl"] if is_cuda else ["small"]):
         size = replace(SHAPES[shape], batch_size=1)
         with tempfile.TemporaryDirectory() as folder:
             for name, changes in SWITCHES.items():
                 if options.only in name:
-                    speed = measure(Path(folder), size, changes, device=options.device, num_steps=options.steps)
+                    speed = run(Path(folder), size, changes, device=options.device, num_steps=options.steps)
                     rows.append(make_row(f"{LABELS[shape]} {size.picture_side} px, {name}", speed, is_cuda=is_cuda))
     where = torch.cuda.get_device_name(options.device) if is_cuda else "one thread of a CPU"
     conditions = f"Rank 16 on attention, batch 1 unless said, {options.steps} steps of each, on {where}."
