@@ -140,8 +140,8 @@ class Journal:
             DatasetError: the disk is full, or the file may not be written.
         """
         known = self.changes()
-        goes_on = any(one.id == change for one in _stacks(known)[0])
-        number = change if change is not None and goes_on else max((one.id for one in known), default=0) + 1
+        counting = {one.id for one in _stacks(known)[0]} | {one.id for one in known if one.reverts is not None}
+        number = change if change in counting and change is not None else max((one.id for one in known), default=0) + 1
         entry: dict[str, Any] = {"change": number, "time": round(time.time(), 3), "title": title, "values": values}
         if reverts is not None:
             entry["reverts"] = reverts
