@@ -61,7 +61,12 @@ class LibraryShelf:
                 with gr.Row(elem_classes="lora_trainer_tools"):
                     self.trash = unsaved(
                         gr.Dropdown(
-                            [], label="In the trash", visible=False, interactive=True, elem_id="lora_trainer_library_trash"
+                            [],
+                            label="In the trash",
+                            visible=False,
+                            interactive=True,
+                            min_width=380,
+                            elem_id="lora_trainer_library_trash",
                         )
                     )
                     self.restore = gr.Button("Bring it back", visible=False, size="sm", elem_id="lora_trainer_library_restore")
