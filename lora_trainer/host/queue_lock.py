@@ -13,7 +13,7 @@ from typing import Any
 
 
 class QueueLock:
-    """A WebUI's `queue_lock`, as seen by the one thread of ours that uses it. A context manager that may be nested.
+    """A WebUI's `queue_lock`, as seen by our threads, the worker's and the page's. A context manager that may be nested.
 
     Args:
         lock: `modules.call_queue.queue_lock`.
@@ -61,8 +61,9 @@ class QueueLock:
         turn = threading.Event()
         with self._lock._inner_lock:
             self._lock._pending_threads.append(turn)
-        self._owner = None
+        depth = self._depth
+        self._owner, self._depth = None, 0  # a thread of the page's may take it meanwhile, through this same object
         self._lock.release()
         turn.wait()  # set by the release of the last who waited before us
         self._lock._lock.acquire()
-        self._owner = threading.get_ident()
+        self._owner, self._depth = threading.get_ident(), depth

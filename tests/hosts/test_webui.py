@@ -410,6 +410,28 @@ def generate(networks, layer):
 
 
 class TestLoraChanged:
+    def test_from_the_page_while_a_job_gives_way_both_go_on(self, webui, host, tmp_path):
+        """Rename, Delete and "Use this weight" tell the host from a thread of the page's."""
+        webui.use_card()
+        told, lock = threading.Event(), webui.call_queue.queue_lock
+
+        def tell():
+            host.lora_changed(tmp_path / "ink.safetensors")
+            told.set()
+
+        def train():
+            with host.borrow_device("Training") as lease:
+                until(lambda: lock._pending_threads)
+                lease.give_way(nothing, nothing, is_paused=never)
+
+        threads = [threading.Thread(target=each, daemon=True) for each in (train, tell)]
+        threads[0].start()
+        until(webui.is_locked)
+        threads[1].start()
+        for thread in threads:
+            thread.join(10)
+        assert told.is_set() and not threads[0].is_alive() and not webui.is_locked()
+
     def test_old_weights_are_dropped_and_the_new_file_is_listed(self, webui, host, networks, network):
         ink, other = networks.lora_dir / "ink.safetensors", networks.lora_dir / "other.safetensors"
         layer = webui.model.layer
