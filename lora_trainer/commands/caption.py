@@ -81,13 +81,13 @@ def register(add: AddCommand) -> None:
 def _caption(options: argparse.Namespace) -> int:
     from lora_trainer.captioning.work import CaptionWork
     from lora_trainer.progress import ProgressView
-    from lora_trainer.training.precision import DTYPES, choose_device, choose_precision
+    from lora_trainer.training.precision import choose_compute
 
     asked = read_options(_values(options))
     root = Folders(DEFAULT_DATA_DIR.absolute(), Path()).captioners
     check_download(asked, root)
-    device = choose_device(asked.device)
-    work = CaptionWork(asked, root, device, DTYPES[choose_precision(asked.precision, device)])
+    compute = choose_compute(asked.device, asked.precision)
+    work = CaptionWork(asked, root, lambda: compute)
     control = TrainControl()
     with stop_on_ctrl_c(control), ProgressView() as view:
 
