@@ -210,7 +210,7 @@ def warn_of_card(
     if found.fits(card_bytes):
         return None
     needs, there = describe_gigabytes(found.needed), describe_gigabytes(card_bytes)
-    message = f"leads to about {needs} of memory in all, and the graphics card here {has} {there}."
+    message = f"needs about {needs} of memory, and the graphics card here {has} {there}."
     changes, then = smaller(config, detection, size, card_bytes)
     field = next(iter(changes), "resolution")
     if then.fits(card_bytes):

@@ -49,7 +49,7 @@ def register(add: AddCommand) -> None:
     )
     command.add_argument("--overwrite", action="store_const", const="overwrite", dest="mode", help="the same as --mode overwrite")
     command.add_argument("--trigger", metavar="WORD", help="comes first in every caption that is written, once")
-    command.add_argument("--ban", nargs="+", action="extend", default=[], metavar="WORD", help="words to take out: beautiful")
+    command.add_argument("--ban", nargs="+", action="extend", default=[], metavar="WORD", help="words to remove: beautiful")
     command.add_argument(
         "--replace",
         nargs="+",

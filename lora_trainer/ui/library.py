@@ -42,7 +42,7 @@ TOOLS = {
     "Lower the rank": "resize",
     "Merge several": "merge",
     "Split UNet and text encoder": "split",
-    "Other precision": "convert",
+    "Change precision": "convert",
 }
 TEXTS = ("activation_text", "negative_text", "description", "notes")
 
@@ -106,7 +106,7 @@ class LibraryShelf:
 
         self.card = {
             "activation_text": text("activation_text", "Trigger words"),
-            "negative_text": text("negative_text", "Against"),
+            "negative_text": text("negative_text", "Negative prompt"),
         }
         self.card["preferred_weight"] = unsaved(
             gr.Number(value=0, label="Preferred weight (0: the WebUI's)", interactive=True, elem_id="lora_trainer_library_weight")

@@ -54,7 +54,7 @@ class TestPart:
                     self.draw = gr.Button("Draw", variant="primary", min_width=140, elem_id="lora_trainer_test_draw")
                     self.stop = gr.Button("Stop drawing", visible=False, min_width=140, elem_id="lora_trainer_test_stop")
                 gr.HTML(self._say_who_draws(), elem_id="lora_trainer_test_pipeline")
-                with gr.Accordion("It has no effect, or not the one expected", open=False):
+                with gr.Accordion("No effect, or not what you expected?", open=False):
                     self.examine = gr.Button("Examine the LoRAs", size="sm", elem_id="lora_trainer_test_examine")
                     self.examined = gr.HTML("", elem_id="lora_trainer_test_examined")
             with gr.Column(scale=5):
