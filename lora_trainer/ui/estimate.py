@@ -208,8 +208,12 @@ def largest_picture(config: TrainConfig, overview: Overview, detection: Detectio
 
 
 def _describe_changes(changes: Mapping[str, Any]) -> str:
-    shown = {name: word("on") if value is True else escape(value) for name, value in changes.items()}
-    return ", ".join(f"{word(label_of(name))} <b>{value}</b>" for name, value in shown.items())
+    def show(value: Any) -> str:
+        if isinstance(value, bool):
+            return word("on") if value else word("off")
+        return escape(f"{value:g}" if isinstance(value, float) else value)
+
+    return ", ".join(f"{word(label_of(name))} <b>{show(value)}</b>" for name, value in changes.items())
 
 
 def estimate_seconds(
