@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_trainer.amount import with_preset
 from lora_trainer.config import parse
 from lora_trainer.config.presets import load_presets
 from lora_trainer.config.schema import TrainConfig
@@ -100,8 +101,8 @@ def _read_config(options: argparse.Namespace) -> TrainConfig:
                 )
             ]
         )
-    preset = presets[options.preset].values if options.preset else {}
-    return parse.load_config(options.config, parse.parse_overrides(options.set), preset)
+    values = {**parse.read_yaml(options.config), **parse.parse_overrides(options.set)}
+    return parse.parse_config(with_preset(presets[options.preset], values) if options.preset else values)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -248,8 +249,9 @@ def _list(options: argparse.Namespace) -> int:
     if options.table == "presets":
         for preset in load_presets().values():
             print(f"{preset.name}: {preset.label}. {preset.help}")
-            for key, value in preset.values.items():
-                print(f"    {key + ': ' + str(value):<32} {preset.reasons[key]}")
+            for key, reason in preset.reasons.items():
+                value = preset.values.get(key, f"{preset.views} / pictures")
+                print(f"    {key + ': ' + str(value):<32} {reason}")
         return DONE
     for entry in _load_table(options.table):
         package = f" Needs: pip install {entry.package}" if entry.package else ""

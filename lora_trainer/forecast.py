@@ -31,6 +31,9 @@ WORKSPACE = GIB // 10
 CONTEXT = GIB // 2
 """What CUDA and its libraries take on a card before the first tensor."""
 
+DESKTOP = GIB // 2
+"""What the screen, a browser and the like take of a card, and so what of its label no run can have."""
+
 GAPS = 0.05
 """Share of the tensors' bytes by which the allocator's blocks are larger."""
 
@@ -159,8 +162,9 @@ def suggest(config: TrainConfig, detection: Detection, size: tuple[int, int]) ->
     """
     suggestions: list[Suggestion] = []
     for card in reversed(fitting_cards(forecast(config, detection, size))[1]):
-        changes, then = smaller(config, detection, size, card * GIB)
-        if not then.fits(card * GIB):
+        room = card * GIB - DESKTOP
+        changes, then = smaller(config, detection, size, room)
+        if not then.fits(room):
             break
         if suggestions and suggestions[-1].changes == changes:
             suggestions[-1] = Suggestion((card, *suggestions[-1].cards), changes, then)
@@ -191,29 +195,31 @@ def largest_size(buckets: Iterable[Bucket]) -> tuple[int, int]:
 
 def fitting_cards(found: Forecast) -> tuple[list[int], list[int]]:
     """Returns the sizes of cards that a run fits on, and those that it does not."""
-    fits = [size for size in CARDS if found.fits(size * GIB)]
+    fits = [size for size in CARDS if found.fits(size * GIB - DESKTOP)]
     return fits, [size for size in CARDS if size not in fits]
 
 
 def warn_of_card(
-    config: TrainConfig, detection: Detection, size: tuple[int, int], card_bytes: int | None, *, has: str = "has"
+    config: TrainConfig, detection: Detection, size: tuple[int, int], card_bytes: int | None, *, is_free: bool = False
 ) -> Problem | None:
     """Returns a warning where the card of this machine has less than a run needs, with what to change.
 
     Args:
         card_bytes: of its memory; None where there is no card, or it is not known.
-        has: "has", or "has free".
+        is_free: whether all of that is free; else the desktop takes its part.
     """
     if card_bytes is None or config.device == "cpu":
         return None
     found = forecast(config, detection, size)
-    if found.fits(card_bytes):
+    room = card_bytes if is_free else card_bytes - DESKTOP
+    if found.fits(room):
         return None
     needs, there = describe_gigabytes(found.needed), describe_gigabytes(card_bytes)
-    message = f"needs about {needs} of memory, and the graphics card here {has} {there}."
-    changes, then = smaller(config, detection, size, card_bytes)
+    has = f"has free {there}" if is_free else f"has {there}, about {describe_gigabytes(DESKTOP)} of that for the desktop"
+    message = f"needs about {needs} of memory, and the graphics card here {has}."
+    changes, then = smaller(config, detection, size, room)
     field = next(iter(changes), "resolution")
-    if then.fits(card_bytes):
+    if then.fits(room):
         hint = f"It fits with {describe_change(changes)} (about {describe_gigabytes(then.needed)})."
     else:
         hint = f"The least is about {describe_gigabytes(then.needed)}, with {describe_change(changes)}." if changes else ""
@@ -227,12 +233,19 @@ def computes_in_fp32(config: TrainConfig) -> bool:
 
 def keeps_text_encoders(config: TrainConfig) -> bool:
     """Whether captions are encoded while training: when the encoders are trained, or captions change from epoch to epoch."""
-    varies = config.shuffle_tags or config.tag_dropout > 0 or config.caption_dropout > 0
-    return varies or config.text_encoder_lr > 0
+    return bool(_varying(config)) or config.text_encoder_lr > 0
+
+
+def _varying(config: TrainConfig) -> dict[str, Any]:
+    """Returns the switches by which captions change from epoch to epoch, as they are when off."""
+    off = {"shuffle_tags": False, "tag_dropout": 0.0, "caption_dropout": 0.0}
+    return {name: value for name, value in off.items() if getattr(config, name) != value}
 
 
 def _reductions(config: TrainConfig, size: tuple[int, int]) -> Iterator[tuple[dict[str, Any], tuple[int, int] | None]]:
     """Yields single changes that take less memory, the least harmful first, with the smaller size of pictures if it changes."""
+    if keeps_text_encoders(config) and not config.text_encoder_lr:
+        yield _varying(config), None
     if not config.gradient_checkpointing:
         yield {"gradient_checkpointing": True}, None
     if computes_in_fp32(config):
@@ -244,7 +257,7 @@ def _reductions(config: TrainConfig, size: tuple[int, int]) -> Iterator[tuple[di
     if config.encode_batch_size > 1:
         yield {"encode_batch_size": 1}, None
     if config.text_encoder_lr > 0:
-        yield {"text_encoder_lr": 0.0}, None
+        yield {"text_encoder_lr": 0.0, **_varying(config)}, None
     if config.optimizer == "adamw":  # whose learning rates are Adafactor's, too
         yield {"optimizer": "adafactor"}, None
     if config.lora_rank > SMALLEST_RANK:

@@ -12,8 +12,10 @@ from typing import TypeVar
 
 from lora_trainer.adapters.keys import FOREIGN_FORMS, foreign_form, kinds_of
 from lora_trainer.adapters.names import check_output_name
+from lora_trainer.amount import warn_of_few_steps
 from lora_trainer.config.check import check_config, needs_v_prediction
 from lora_trainer.config.schema import TrainConfig
+from lora_trainer.dataset.advice import warn_of_trigger
 from lora_trainer.dataset.buckets import Bucket, assign_buckets
 from lora_trainer.dataset.sampler import stable_order, steps_per_epoch
 from lora_trainer.dataset.scan import DatasetScan, Item, scan_dataset
@@ -114,7 +116,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         plan = replace(
             plan, problems=(*plan.problems, Problem("lr_warmup_steps", message, "warning", "5 % of the steps is usual."))
         )
-    return plan
+    return replace(plan, problems=(*plan.problems, *_doubts(config, plan)))
 
 
 def replan(config: TrainConfig, plan: TrainPlan, resolution: int) -> TrainPlan:
@@ -122,6 +124,17 @@ def replan(config: TrainConfig, plan: TrainPlan, resolution: int) -> TrainPlan:
     if config.resolutions or resolution == plan.resolution:
         return plan
     return _count(config, plan.detection, plan.scan, plan.reg_scan, plan.held_out, list(plan.problems), (resolution,))
+
+
+def _doubts(config: TrainConfig, plan: TrainPlan) -> list[Problem]:
+    items = plan.scan.items
+    num_shown = sum(item.repeats for item in items) * len(plan.resolutions)
+    return [
+        *warn_of_few_steps(
+            config, num_pictures=len(items), num_shown=num_shown, num_epochs=plan.num_epochs, steps=plan.total_steps
+        ),
+        *warn_of_trigger(config.trigger_words, [item.caption for item in items]),
+    ]
 
 
 def _scan(config: TrainConfig, problems: list[Problem]) -> DatasetScan | None:

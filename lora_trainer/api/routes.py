@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from fastapi import APIRouter, Body, Depends, FastAPI, File, Query, UploadFile
 
 from lora_trainer.adapters.table import ADAPTERS
+from lora_trainer.amount import with_preset
 from lora_trainer.api.errors import RequestError, Route, find
 from lora_trainer.captioning.table import CAPTIONERS
 from lora_trainer.config.check import check_config
@@ -217,15 +218,16 @@ def _settings(values: Mapping[str, Any], services: Services, kind: str) -> Json:
     if not isinstance(given, dict):
         raise RequestError(422, Problem("settings", f"({type(given).__name__}) must be an object of settings by name."))
     settings: Json = {}
+    if "dataset" in values:
+        field = "train_data_dir" if kind == "train" else "input_dir"
+        settings[field] = str(services.library.path(_text(values, "dataset")))
+    settings |= given
     if "preset" in values:
         presets, name = load_presets(), _text(values, "preset")
         if name not in presets:
             raise RequestError(422, Problem("preset", f"({name}) does not exist{did_you_mean(name, tuple(presets))}"))
-        settings.update(presets[name].values)
-    if "dataset" in values:
-        field = "train_data_dir" if kind == "train" else "input_dir"
-        settings[field] = str(services.library.path(_text(values, "dataset")))
-    return settings | given
+        settings = with_preset(presets[name], settings)
+    return settings
 
 
 def _fields(body: Any, *known: str) -> Json:

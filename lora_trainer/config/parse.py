@@ -41,18 +41,13 @@ _TextLoader.yaml_implicit_resolvers = {
 }
 
 
-def load_config(path: Path, overrides: Mapping[str, Any] | None = None, preset: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Reads a YAML file.
-
-    Args:
-        path: the file, UTF-8 with or without a byte-order mark.
-        overrides: values that win over the file's (`--set`).
-        preset: values that the file's win over.
+def load_config(path: Path) -> TrainConfig:
+    """Reads a YAML file, UTF-8 with or without a byte-order mark.
 
     Raises:
         ConfigError: the file cannot be read, or anything in it is wrong; holds every problem.
     """
-    return parse_config({**(preset or {}), **read_yaml(path), **(overrides or {})})
+    return parse_config(read_yaml(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -240,11 +240,11 @@ class TrainConfig:
     epochs: int = _training(
         "int",
         "Epochs",
-        "Passes over all pictures and their repeats.",
+        "How often the whole set is seen. 20 pictures need about 100 epochs, 150 need 15 to 20; divide by the repeats where "
+        "folders are named like 10_name.",
         default=10,
         minimum=1,
         maximum=100000,
-        usual="10 to 20",
         matters=False,
     )
     max_train_steps: int | None = _training(
@@ -504,7 +504,12 @@ class TrainConfig:
         matters=False,
     )
     trigger_words: str = _saving(
-        "text", "Trigger words", "Added to the prompt when the LoRA's card is clicked.", default="", matters=False
+        "text",
+        "Trigger words",
+        "A rare word that calls the LoRA, such as ohwx. It must stand in the captions: fill it in before pressing Caption. "
+        "It also goes onto the LoRA's card. For a style it may stay empty.",
+        default="",
+        matters=False,
     )
     comment: str = _saving("text", "Comment", "A note kept in the file.", default="", matters=False)
     log_with: str | None = _saving(

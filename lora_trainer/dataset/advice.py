@@ -10,8 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from lora_trainer.dataset.bulk import has_word, split_tags
+from lora_trainer.dataset.bulk import has_word, read_list, split_tags
 from lora_trainer.dataset.patterns import search_all
+from lora_trainer.errors import Problem
 from lora_trainer.models.tokenizer import CHUNK_TOKENS, MAX_CHUNKS, count_cut_tokens, count_tokens
 
 AdviceKind = Literal["empty", "no trigger", "vague", "too long", "near-identical"]
@@ -26,6 +27,7 @@ VAGUE_WORDS = (
 
 ALIKE = 0.85  # of the words of two captions, the share that both have
 MANY_ALIKE = 3  # so many others make a caption near-identical; 1 in 20 of a large set
+ENOUGH_WITH_TRIGGER = 0.5  # of the captions; of several trigger words each may be for some of the pictures
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _BLOCK = 512  # captions compared at once with all others
 
@@ -153,6 +155,28 @@ def _is_wanted(name: str, caption: str, wanted: CaptionFilter, advice: Mapping[s
 def _has_more_tokens(caption: str, limit: int) -> bool:
     # A token is a byte at least, so most captions need not be counted.
     return len(caption.encode("utf-8")) > limit and count_tokens(caption) > limit
+
+
+def warn_of_trigger(words: str, captions: Sequence[str]) -> list[Problem]:
+    """Returns a warning where a trigger word is in no caption, or all together are in few.
+
+    Args:
+        words: as `trigger_words`: one or several between commas.
+        captions: of the pictures that are trained.
+    """
+    triggers = read_list(words)
+    if not triggers or not captions:
+        return []
+    hint = "In the part Captions, Change many captions: Trigger word first, once."
+    for trigger in triggers:
+        if not any(has_word(caption, trigger) for caption in captions):
+            message = f"({trigger}) is in none of {len(captions)} captions, so it will do nothing."
+            return [Problem("trigger_words", message, "warning", hint)]
+    found = sum(any(has_word(caption, trigger) for trigger in triggers) for caption in captions)
+    if found >= ENOUGH_WITH_TRIGGER * len(captions):
+        return []
+    message = f"({', '.join(triggers)}) is in {found} of {len(captions)} captions, so it learns from few pictures."
+    return [Problem("trigger_words", message, "warning", hint)]
 
 
 def _advise_one(caption: str, trigger: str, vague_words: Sequence[str], num_alike: int) -> list[Advice]:

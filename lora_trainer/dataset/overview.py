@@ -66,6 +66,11 @@ class Overview:
         return tuple(picture for picture in self.pictures if picture.is_usable)
 
     @property
+    def num_shown(self) -> int:
+        """How many pictures an epoch will show, repeats counted, when all have their captions."""
+        return sum(picture.repeats for picture in self.pictures if not picture.error)
+
+    @property
     def num_without_caption(self) -> int:
         return sum(not picture.error and not picture.caption for picture in self.pictures)
 

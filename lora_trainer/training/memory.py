@@ -87,7 +87,7 @@ def forecast_problem(config: TrainConfig, plan: TrainPlan, device: torch.device)
         return None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + unused
-    return warn_of_card(config, plan.detection, largest_size(plan.buckets), free, has="has free")
+    return warn_of_card(config, plan.detection, largest_size(plan.buckets), free, is_free=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer import forecast
+from lora_trainer.amount import warn_of_few_steps
 from lora_trainer.card import card_bytes
 from lora_trainer.config.check import check_config
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.dataset.overview import Overview, read_overview
+from lora_trainer.dataset.advice import warn_of_trigger
+from lora_trainer.dataset.overview import Overview, Picture, read_overview
 from lora_trainer.errors import ConfigError, LoraTrainerError, ModelError, Problem
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.queue import JobQueue
@@ -107,17 +109,7 @@ def describe_base(detection: Detection | None) -> str:
 
 def describe_plan(config: TrainConfig, overview: Overview, detection: Detection | None, queue: JobQueue) -> str:
     """Returns the line "120 pictures × 1 repeat × 15 epochs / batch 4 = 450 steps, about 9 minutes" as HTML."""
-    usable = overview.usable
-    held_out = max(1, round(config.validation_share * len(usable))) if config.validation_share and usable else 0
-    trained = usable[held_out:]
-    resolutions = config.resolutions or ((detection and detection.resolution) or USUAL_RESOLUTION,)
-    per_epoch = overview.count_steps(
-        resolutions,
-        batch_size=config.batch_size,
-        accumulation=config.gradient_accumulation_steps,
-        upscale=config.upscale_small,
-        held_out=held_out,
-    )
+    held_out, trained, resolutions, per_epoch = _count(config, overview, detection)
     if not per_epoch:
         return ""
     steps = config.max_train_steps or per_epoch * config.epochs
@@ -146,6 +138,36 @@ def describe_plan(config: TrainConfig, overview: Overview, detection: Detection 
     if seconds is None:
         notes.append(word("The time shows after the first run on this base."))
     return f"<p>{line}</p>" + (f"<small>{' '.join(notes)}</small>" if notes else "")
+
+
+def find_doubts(config: TrainConfig, overview: Overview, detection: Detection | None) -> list[Problem]:
+    """Returns the warnings of `plan` that rest on the pictures and captions: too few steps, a trigger word in no caption."""
+    _, trained, resolutions, per_epoch = _count(config, overview, detection)
+    if not per_epoch:
+        return []
+    steps = config.max_train_steps or per_epoch * config.epochs
+    num_shown = sum(picture.repeats for picture in trained) * len(resolutions)
+    return [
+        *warn_of_few_steps(config, num_pictures=len(trained), num_shown=num_shown, num_epochs=steps / per_epoch, steps=steps),
+        *warn_of_trigger(config.trigger_words, [picture.caption for picture in trained]),
+    ]
+
+
+def _count(
+    config: TrainConfig, overview: Overview, detection: Detection | None
+) -> tuple[int, tuple[Picture, ...], tuple[int, ...], int]:
+    """Returns how many pictures are held back, those that are trained, at which resolutions, and the steps of an epoch."""
+    usable = overview.usable
+    held_out = max(1, round(config.validation_share * len(usable))) if config.validation_share and usable else 0
+    resolutions = config.resolutions or ((detection and detection.resolution) or USUAL_RESOLUTION,)
+    per_epoch = overview.count_steps(
+        resolutions,
+        batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        upscale=config.upscale_small,
+        held_out=held_out,
+    )
+    return held_out, usable[held_out:], resolutions, per_epoch
 
 
 def describe_memory(config: TrainConfig, overview: Overview, detection: Detection) -> str:
@@ -186,8 +208,12 @@ def largest_picture(config: TrainConfig, overview: Overview, detection: Detectio
 
 
 def _describe_changes(changes: Mapping[str, Any]) -> str:
-    shown = {name: word("on") if value is True else escape(value) for name, value in changes.items()}
-    return ", ".join(f"{word(label_of(name))} <b>{value}</b>" for name, value in shown.items())
+    def show(value: Any) -> str:
+        if isinstance(value, bool):
+            return word("on") if value else word("off")
+        return escape(f"{value:g}" if isinstance(value, float) else value)
+
+    return ", ".join(f"{word(label_of(name))} <b>{show(value)}</b>" for name, value in changes.items())
 
 
 def estimate_seconds(

@@ -13,7 +13,6 @@ from typing import Any
 import gradio as gr
 
 from lora_trainer.config.parse import read_value
-from lora_trainer.config.presets import Preset
 from lora_trainer.config.schema import SECTIONS, FieldInfo, default_of, field_infos
 from lora_trainer.ui.compat import unsaved
 
@@ -109,18 +108,19 @@ def read_values(widgets: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def preset_updates(widgets: Mapping[str, Any], old: Preset | None, new: Preset | None) -> dict[str, Any]:
+def preset_updates(widgets: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what the widgets show after a change of preset, by field; what the user has set by hand stays.
 
     Args:
         widgets: what stands in the widgets.
-        old: the preset that was applied before, None for the defaults.
-        new: the preset to apply.
+        old: the values of the preset that was applied before, by YAML key; none for the defaults.
+        new: those of the preset to apply.
     """
     updates = {}
-    for name in {**(old.values if old else {}), **(new.values if new else {})}:
-        if _as_text(widgets[name]) == _as_text(_preset_value(name, old)):
-            updates[name] = _preset_value(name, new)
+    for name in {**old, **new}:
+        before, after = _preset_value(name, old), _preset_value(name, new)
+        if before != after and _as_text(widgets[name]) == _as_text(before):
+            updates[name] = after
     return updates
 
 
@@ -138,10 +138,9 @@ def fill(values: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _preset_value(name: str, preset: Preset | None) -> Any:
+def _preset_value(name: str, values: Mapping[str, Any]) -> Any:
     info = field_infos()[name]
-    is_set = preset is not None and name in preset.values
-    return show_value(info, read_value(info, preset.values[name]) if preset and is_set else default_of(name))
+    return show_value(info, read_value(info, values[name]) if name in values else default_of(name))
 
 
 def _as_text(value: Any) -> str:

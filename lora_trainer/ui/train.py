@@ -57,7 +57,7 @@ class TrainPart:
                     self._build_section(section)
             with gr.Column(scale=2, elem_classes=["lora_trainer_panel", "lora_trainer_sticky"]):
                 self._build_side()
-        # What was filled in by the page itself, and may be replaced by it: the preset, the name, the sample prompt.
+        # What was filled in by the page itself, and may be replaced by it: the preset, for how many pictures, the name ...
         self.filled = gr.State({"preset": None, "output_name": "", "sample_prompts": ""})
         self.form = {name: self.form[name] for name in field_infos()}
         self.look_at = {**self.form, "preset": self.preset, "filled": self.filled}
@@ -118,6 +118,7 @@ class TrainPart:
         overview = self._overview(source)
         filled = dict(values.get("filled") or {})
         changes: dict[str, Any] = {"train_data_dir": source}
+        changes |= self._take_preset(values, filled, filled.get("preset"), overview)
         if overview is not None:
             first = next((picture.caption for picture in overview.usable), "")
             for name, text in (("output_name", Path(source).name), ("sample_prompts", first)):
@@ -141,6 +142,7 @@ class TrainPart:
         config = examined.config
         if overview is not None and config is not None:
             summary = estimate.describe_plan(config, overview, examined.detection, self.services.queue) or summary
+            problems += estimate.find_doubts(config, overview, examined.detection)
             if examined.detection is not None and overview.usable:
                 summary += estimate.describe_memory(config, overview, examined.detection)
                 warning = estimate.card_problem(config, overview, examined.detection)
@@ -255,10 +257,19 @@ class TrainPart:
 
     def _apply_preset(self, values: dict[str, Any], name: str | None) -> dict[str, Any]:
         filled = dict(values["filled"])
-        old = self.presets.get(filled.get("preset") or "")
-        changes = preset_updates(values, old, self.presets.get(name or ""))
-        filled["preset"] = name
+        changes = self._take_preset(values, filled, name, self._overview(values.get("train_data_dir")))
         return {**changes, "filled": filled, **self.look({**values, **changes})}
+
+    def _take_preset(
+        self, values: Mapping[str, Any], filled: dict[str, Any], name: str | None, overview: Overview | None
+    ) -> dict[str, Any]:
+        """Returns the updates for a preset on these pictures, and notes both in `filled`."""
+        before = self._values_of(filled.get("preset"), filled.get("num_shown", 0))
+        filled["preset"], filled["num_shown"] = name, overview.num_shown if overview else 0
+        return preset_updates(values, before, self._values_of(name, filled["num_shown"]))
+
+    def _values_of(self, name: str | None, num_shown: int) -> dict[str, Any]:
+        return self.presets[name].for_pictures(num_shown) if name in self.presets else {}
 
     def _hold_back(self, values: dict[str, Any]) -> dict[str, Any]:
         return {"validation_share": HELD_BACK, **self.look({**values, "validation_share": HELD_BACK})}

@@ -69,6 +69,7 @@ ROOMS = {
     "dataset": "data",
     "dataset.cache": "models",
     "plan": "data",
+    "amount": "data",
     "forecast": "data",
     "card": "ground",
     "libraries": "ground",

@@ -91,13 +91,6 @@ def test_a_file_that_is_not_utf8_is_an_error(tmp_path):
         parse.load_config(path)
 
 
-def test_precedence_is_set_over_file_over_preset(tmp_path):
-    path = tmp_path / "a.yaml"
-    path.write_text("train_data_dir: p\nbase_model: b\noutput_dir: o\nlora_rank: 8\nepochs: 3\n", encoding="utf-8")
-    config = parse.load_config(path, parse.parse_overrides(["epochs=5"]), {"lora_rank": 64, "batch_size": 7})
-    assert (config.lora_rank, config.epochs, config.batch_size) == (8, 5, 7)
-
-
 def test_an_override_without_equals_sign_is_an_error():
     with pytest.raises(ConfigError, match="'epochs' has no '='"):
         parse.parse_overrides(["epochs"])

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lora_trainer.dataset.advice import Adviser, CaptionFilter, advise, choose, count_tags, count_words
+from lora_trainer.dataset.advice import Adviser, CaptionFilter, advise, choose, count_tags, count_words, warn_of_trigger
 from lora_trainer.errors import DatasetError
 from lora_trainer.models.tokenizer import count_tokens
 
@@ -110,3 +110,20 @@ def test_advice_that_is_remembered_is_of_these_captions() -> None:
     assert adviser.advise(captions) is adviser.advise(dict(CAPTIONS))
     captions["c.png"] = "a boat"
     assert adviser.advise(captions) == advise(captions) != adviser.advise(captions, trigger="shuimo")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("", ""),
+        ("ohwx woman", "(ohwx woman) is in none of 4 captions"),
+        ("boat, ohwx", "(ohwx) is in none of 4 captions"),
+        ("水墨", "(水墨) is in 1 of 4 captions"),
+        ("Boat", ""),
+        ("boat, temple", ""),
+    ],
+)
+def test_a_trigger_word_must_stand_in_the_captions(words: str, told: str) -> None:
+    captions = ["a boat, ink", "a boat at night", "temple, 水墨画", "temple on a hill"]
+    assert [told in str(problem) for problem in warn_of_trigger(words, captions)] == [True] * bool(told)
+    assert warn_of_trigger(words, []) == []

@@ -62,25 +62,26 @@ def test_an_emptied_field_is_a_problem_and_not_its_default():
 
 
 def test_a_preset_leaves_what_was_set_by_hand():
-    style = load_presets()["sd1-style"]
-    changed = preset_updates({**defaults(), "lora_rank": 64}, None, style)
+    style = load_presets()["sd1-style"].values
+    changed = preset_updates({**defaults(), "lora_rank": 64}, {}, style)
     assert "lora_rank" not in changed
     assert changed["resolution"] == "512"
 
 
 def test_another_preset_takes_the_first_one_back():
     presets = load_presets()
-    character, style = presets["sd1-character"], presets["sd1-style"]
-    shown = {**defaults(), **preset_updates(defaults(), None, character)}
+    character, style = presets["sd1-character"].for_pictures(20), presets["sd1-style"].for_pictures(20)
+    shown = {**defaults(), **preset_updates(defaults(), {}, character)}
+    assert shown["epochs"] == 100
     shown |= preset_updates(shown, character, style)
-    assert shown == {**defaults(), **preset_updates(defaults(), None, style)}
+    assert shown == {**defaults(), **preset_updates(defaults(), {}, style)}
 
 
 def test_no_preset_is_lost_in_the_form():
     for preset in load_presets().values():
-        shown = {**defaults(), **preset_updates(defaults(), None, preset)}
+        shown = {**defaults(), **preset_updates(defaults(), {}, preset.for_pictures(20))}
         config = parse_config({**read_values(shown), **REQUIRED})
-        assert config == parse_config({**preset.values, **REQUIRED})
+        assert config == parse_config({**preset.for_pictures(20), **REQUIRED})
 
 
 def test_labels_are_unique():

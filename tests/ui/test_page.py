@@ -145,6 +145,30 @@ def test_a_base_brings_its_preset_and_leaves_what_was_set(page, make_base):
     assert "lora_rank" not in changes and changes["resolution"] == "512"
 
 
+def test_the_epochs_of_a_preset_follow_the_pictures_until_they_are_given(page, make_set, make_base):
+    make_base()
+    make_set("ink", num_pictures=20)
+    make_set("few", num_pictures=10)
+    train = page.parts["train"]
+    without = train._choose_base(values_of(base_model="base.safetensors"))
+    assert "epochs" not in without, "no pictures yet"
+    values = {**values_of(base_model="base.safetensors"), **without, "preset": without["preset"]["value"]}
+    values |= train.follow({**values, "source": "ink"}) | {"train_data_dir": "ink"}
+    assert values["epochs"] == 125
+    assert train.follow({**values, "source": "few"})["epochs"] == 200
+    assert "epochs" not in train.follow({**values, "source": "few", "epochs": 50.0})
+
+
+def test_too_few_steps_and_a_trigger_word_in_no_caption_are_told(page, make_set, make_base):
+    make_set("ink", num_pictures=20)
+    make_base()
+    values = values_of(train_data_dir="ink", base_model="base.safetensors", trigger_words="ohwx woman", epochs=15.0)
+    said = text_of(page.parts["train"].look(values)["problems"])
+    assert "(15) shows each of 20 pictures 15 times" in said and "(ohwx woman) is in none of 20 captions" in said
+    said = text_of(page.parts["train"].look({**values, "trigger_words": "boat", "epochs": 100.0})["problems"])
+    assert said == ""
+
+
 def test_a_preset_for_one_base_comes_and_goes_with_it(page, make_base):
     make_base()
     make_base("miniature.safetensors")
