@@ -16,14 +16,14 @@ class InUse:
     """Stands for a program on Windows that holds a file open: `os.replace` over it is refused a number of times."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, target: Path, times: int) -> None:
-        self.tries = 0
+        self.tries, self.times = 0, times
         self.slept: list[float] = []
         replace = os.replace
 
         def refusing(source: Path, destination: Path) -> None:
             if Path(destination) == target:
                 self.tries += 1
-                if self.tries <= times:
+                if self.tries <= self.times:
                     raise PermissionError(13, "The process cannot access the file", str(destination))
             replace(source, destination)
 

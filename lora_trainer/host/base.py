@@ -198,7 +198,10 @@ class Host(Protocol):
         """
 
     def lora_changed(self, path: Path) -> None:
-        """Tells that a LoRA file came or was replaced: old weights of that name are dropped, the list is refreshed."""
+        """Tells that a LoRA file came, was replaced or is about to be: the host drops what it holds of it, and lists anew.
+
+        Before, because Windows lets nobody replace a file that a program holds.
+        """
 
     def lora_read_at(self, path: Path) -> float | None:
         """Returns when a LoRA file had been changed as the host read it, in seconds since 1970; None if it has not read it."""

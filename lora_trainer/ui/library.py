@@ -251,8 +251,8 @@ class LibraryShelf:
 
     def _rename(self, values: dict[str, Any]) -> dict[str, Any]:
         path, folder = self._path(values), self.services.host.folders().lora_dir
+        self.services.host.lora_changed(path)  # before, so that it lets go of the file
         new = rename(path, str(values["name"] or "").strip(), folder)
-        self.services.host.lora_changed(path)
         self.services.host.lora_changed(new)
         said = f"{word('It is called')} <strong>{escape(new.stem)}</strong>; {word('write that in the tag, too.')}"
         key = next((key for key, item in name_items(list_shelf(folder), folder).items() if item.path == new), "")
@@ -262,6 +262,7 @@ class LibraryShelf:
 
     def _repair(self, values: dict[str, Any]) -> dict[str, Any]:
         path = self._path(values)
+        self.services.host.lora_changed(path)  # before, so that it lets go of the file
         done = repair(path, base=None if values["base"] in (None, NONE) else values["base"])
         self.services.host.lora_changed(path)
         rows = "".join(f"<li>{escape(change)}</li>" for change in done.changes)

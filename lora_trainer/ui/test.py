@@ -17,7 +17,7 @@ from lora_trainer.adapters.diagnosis import diagnose
 from lora_trainer.adapters.library import find_lora
 from lora_trainer.adapters.shelf import pick
 from lora_trainer.adapters.tags import parse_prompt
-from lora_trainer.errors import AdapterError, ConfigError, JobError, Problem
+from lora_trainer.errors import AdapterError, ConfigError, JobError, LoraInUseError, Problem
 from lora_trainer.jobs.view import JobView
 from lora_trainer.ui import grid_view, markup
 from lora_trainer.ui.compat import listen, unsaved
@@ -229,7 +229,11 @@ class TestPart:
         source, weight = self._source_of(loras[0]), round(view.weights[place[1]] * loras[0]["unet"], 4)
         folder = self.services.host.folders().lora_dir
         preview = Path(view.cells[place]["path"]).read_bytes()
-        path = pick(source, weight, preview, folder)
+        try:
+            path = pick(source, weight, preview, folder)
+        except LoraInUseError as error:  # perhaps by the host itself, which drew with it
+            self.services.host.lora_changed(error.path)
+            path = pick(source, weight, preview, folder)
         self.services.host.lora_changed(path)
         name = f"<strong>{escape(path.stem)}</strong>"
         said = f"{name} {word('is ready: its card has the weight')} {weight:g} {word('and this picture.')}"
