@@ -98,7 +98,8 @@ def load_pickle(path: Path) -> Tensors:
         ModelError: it is damaged, or holds more than plain weights.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # torch 2.1, which AUTOMATIC1111 pins, maps a file only where it is named by a string.
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} holds more than plain weights, which could run code, and was not loaded. "

@@ -112,6 +112,19 @@ def test_a_ckpt_of_the_older_format_is_read(base: Path, tmp_path: Path) -> None:
     assert_same(states(path), states(base))
 
 
+def test_a_ckpt_is_named_by_a_string_as_torch_2_1_wants_it(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, path = torch.load, beside_yaml(base, tmp_path / "new.ckpt")
+    torch.save({"state_dict": load_file(base)}, path)
+
+    def load_as_2_1(file: object, **options: object) -> object:
+        if options.get("mmap") and not isinstance(file, str):
+            raise ValueError("f must be a string filename in order to use mmap argument")
+        return load(file, **options)
+
+    monkeypatch.setattr(torch, "load", load_as_2_1)
+    assert_same(states(path), states(base))
+
+
 class _RunsCode:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return eval, ("open('ran.txt', 'w').close()",)
