@@ -21,7 +21,7 @@ def describe_activity(jobs: list[JobView]) -> str:
         where = f"{active.done} / {active.total}" if active.total else ""
         content = (
             f'<strong>{markup.escape(active.title)}</strong> <span class="lora_trainer_status is_{active.status}">'
-            f"{word_of_status(active.status)}</span> <span>{markup.escape(active.phase)} {where}</span>"
+            f"{word_of_status(active.status)}</span> <span>{word_of_phase(active.phase)} {where}</span>"
             + (f" <span>{word('Time left')} {left}</span>" if left else "")
             + markup.progress_bar(active.done, active.total, active.title)
         )
@@ -47,6 +47,27 @@ def word_of_status(status: str) -> str:
         "finished": word("finished"),
     }
     return words[status]
+
+
+def word_of_phase(phase: str) -> str:
+    """Returns what a job does now, for the page; one that is not listed is shown as it is."""
+    words = {
+        "loading the base model": word("loading the base model"),
+        "encoding pictures": word("encoding pictures"),
+        "encoding captions": word("encoding captions"),
+        "encoding pictures for validation": word("encoding pictures for validation"),
+        "encoding captions for validation": word("encoding captions for validation"),
+        "training": word("training"),
+        "validating": word("validating"),
+        "drawing samples": word("drawing samples"),
+        "writing captions": word("writing captions"),
+        "looking at the pictures": word("looking at the pictures"),
+        "changing the pictures": word("changing the pictures"),
+        "drawing": word("drawing"),
+        "comparing with the training pictures": word("comparing with the training pictures"),
+        "writing the LoRA file": word("writing the LoRA file"),
+    }
+    return words.get(phase) or markup.escape(phase)
 
 
 def _beat(job: JobView | None) -> str:

@@ -14,7 +14,7 @@ from lora_trainer.dataset.journal import Change
 from lora_trainer.dataset.thumbnails import thumbnail, thumbnails
 from lora_trainer.ui import markup
 from lora_trainer.ui.caption_typing import Typed
-from lora_trainer.ui.caption_view import Looked, page_of
+from lora_trainer.ui.caption_view import Looked, name_finding, page_of
 from lora_trainer.ui.markup import escape, word
 
 SIDE = 288
@@ -165,7 +165,7 @@ def draw_report(looked: Looked) -> str:
     report = looked.report
     if report is None:
         return markup.box(word("The pictures were not checked yet."), "empty")
-    counts = {escape(kind): str(number) for kind, number in report.counts().items()}
+    counts = {word(name_finding(kind)): str(number) for kind, number in report.counts().items()}
     groups = "".join(
         f"<li>{word('Keep')} <strong>{escape(group.best)}</strong>: {escape(', '.join(group.names[1:]))}</li>"
         for group in report.groups

@@ -113,7 +113,7 @@ class PicturesBox:
     def _undo_pictures(self, values: dict[str, Any]) -> dict[str, Any]:
         result = PictureStore(self._part.chosen_store(values).folder).undo()
         refused = "".join(f"<br>{escape(reason)}" for reason in list(result.refused.values())[:3])
-        said = f"{markup.count(len(result.changed), 'picture')} {word('are as they were.')}{refused}"
+        said = f"{markup.count_pictures(len(result.changed))} {word('are as they were.')}{refused}"
         return {**self._part.show(values), "message": markup.notice(said)}
 
     def _leave_out(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -128,5 +128,5 @@ class PicturesBox:
         said = word("Moved out of the set; the part Dataset brings them back:")
         return {
             **self._part.show({**values, "page_number": 0}),
-            "message": markup.notice(f"{said} {markup.count(len(looked.shown), 'picture')}."),
+            "message": markup.notice(f"{said} {markup.count_pictures(len(looked.shown))}."),
         }

@@ -179,6 +179,11 @@ EDITS: dict[str, Callable[[str, str, Mapping[str, Any]], Edit]] = {
 }
 
 
+def name_finding(kind: str) -> str:
+    """Returns the words by which the page calls a kind of finding about a picture: those of its filter."""
+    return next((label for label, one in _FINDINGS.items() if one == kind), kind)
+
+
 def page_of(names: Sequence[str], number: int, size: int) -> tuple[tuple[str, ...], int, int]:
     """Returns the names on a page, the page's number made to fit, and how many pages there are. Pages count from 0."""
     count = max(1, -(-len(names) // size))

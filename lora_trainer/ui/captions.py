@@ -361,11 +361,11 @@ def _trigger(values: Mapping[str, Any]) -> str:
 
 def _describe(result: SaveResult) -> str:
     """Returns what a change did, for the top of the page."""
-    said = f"{markup.count(len(result.saved), 'caption')} {word('changed.')}"
+    said = f"{markup.count_captions(len(result.saved))} {word('changed.')}"
     if not result.conflicts:
         return markup.notice(said)
     names = ", ".join(escape(conflict.name) for conflict in result.conflicts[:3])
-    left = f"{markup.count(len(result.conflicts), 'caption')} {word('left alone, since somebody else wrote them:')} {names}"
+    left = f"{markup.count_captions(len(result.conflicts))} {word('left alone, since somebody else wrote them:')} {names}"
     return markup.notice(f"{said} {left}")
 
 

@@ -232,7 +232,7 @@ class DatasetPart:
         else:
             self.services.library.remove(values["source"], names)
             said = word("Moved out of the set, to be found under “Removed”:")
-        return {**self.show(values), "message": markup.notice(f"{said} {markup.count(len(names), 'picture')}.")}
+        return {**self.show(values), "message": markup.notice(f"{said} {markup.count_pictures(len(names))}.")}
 
     def _removed(self, source: str | None) -> list[Picture]:
         library = self.services.library

@@ -375,7 +375,7 @@ def draw_item(item: ShelfItem, cache_dir: Any) -> str:
         word("Base"): escape(" / ".join(item.bases) or item.stated),
         word("Rank"): escape(item.rank),
         word("Size"): f"{item.file_bytes / 2**20:.1f} MiB",
-        word("Trained on"): markup.count(item.num_pictures, "picture") if item.num_pictures else "",
+        word("Trained on"): markup.count_pictures(item.num_pictures) if item.num_pictures else "",
         word("Changed"): time.strftime("%Y-%m-%d %H:%M", time.localtime(item.changed_at)),
     }
     tags = f"<p><small>{word('Frequent in its captions:')} {escape(', '.join(item.tags))}</small></p>" if item.tags else ""

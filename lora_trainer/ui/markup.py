@@ -101,19 +101,26 @@ def data_uri(picture: bytes) -> str:
 
 
 def describe_seconds(seconds: float | None) -> str:
-    """Returns a time as people say it: "40 seconds", "9 minutes", "2 h 5 min"; "" for None."""
+    """Returns a time as people say it, as HTML: "40 seconds", "9 minutes", "2 hours 5 minutes"; "" for None."""
     if seconds is None:
         return ""
     if seconds < 90:
         number = max(1, round(seconds))
-        return f"{number} second{'s' * (number != 1)}"
-    minutes = round(seconds / 60)
-    return f"{minutes} minutes" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+        return f"{number} {word('second' if number == 1 else 'seconds')}"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if (hours, minutes) < (1, 30):
+        return f"{60 * hours + minutes} {word('minutes')}"
+    return f"{hours} {word('hour' if hours == 1 else 'hours')} {minutes} {word('minute' if minutes == 1 else 'minutes')}"
 
 
-def count(number: int, noun: str) -> str:
-    """Returns "1 picture" or "2 pictures"."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+def count_pictures(number: int) -> str:
+    """Returns "1 picture" or "2 pictures" as HTML."""
+    return f"{number:,} {word('picture' if number == 1 else 'pictures')}"
+
+
+def count_captions(number: int) -> str:
+    """Returns "1 caption" or "2 captions" as HTML."""
+    return f"{number:,} {word('caption' if number == 1 else 'captions')}"
 
 
 def as_attribute(value: Any) -> str:

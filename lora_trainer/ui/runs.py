@@ -15,7 +15,7 @@ import yaml
 from lora_trainer.dataset.thumbnails import thumbnail
 from lora_trainer.jobs.view import JobView
 from lora_trainer.ui import markup
-from lora_trainer.ui.activity import word_of_status
+from lora_trainer.ui.activity import word_of_phase, word_of_status
 from lora_trainer.ui.compat import listen, unsaved
 from lora_trainer.ui.curves import CurveReader
 from lora_trainer.ui.library import LibraryShelf
@@ -236,7 +236,7 @@ def draw_status(job: JobView) -> str:
         f'<h3>{escape(job.title)} <span class="lora_trainer_status is_{job.status}">{word_of_status(job.status)}</span></h3>'
     )
     figures = {
-        word("Phase"): escape(job.phase) if job.is_active else "",
+        word("Phase"): word_of_phase(job.phase) if job.is_active else "",
         word("Step"): f"{job.step:,} / {job.total_steps:,}" if job.total_steps else "",
         word("Loss"): f"{job.loss:.4f}" if job.loss is not None else "",
         word("Learning rate"): f"{job.learning_rate:.2e}" if job.learning_rate is not None else "",

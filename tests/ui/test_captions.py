@@ -132,7 +132,7 @@ def test_a_bulk_change_does_exactly_what_was_previewed(part, make_set):
     assert "<strong>1</strong> / 1" in found["previewed"] and "a ship 1" in found["previewed"]
     CaptionStore(folder).save("002.png", "a boat 1 too", seen="a boat 2")  # fits the filter now, and was not previewed
     done = part._apply(values_of(pending=found["pending"], contains="1"))
-    assert "1 caption" in done["message"] and done["pending"] is None
+    assert "1 <span>caption</span>" in done["message"] and done["pending"] is None
     assert CaptionStore(folder).read().captions == {"000.png": "a boat 0", "001.png": "a ship 1", "002.png": "a boat 1 too"}
     assert "find and replace boat ship" in done["history"]
     part._undo(values_of(), "undo")
@@ -234,5 +234,5 @@ def test_the_captions_of_a_past_caption_run_come_back(part, make_set):
     (name,) = part.show(values_of())["runs"]["choices"]
     name = name[0] if isinstance(name, tuple | list) else name
     assert name.startswith("captions by BLIP, ")
-    assert "1 caption" in part._take(values_of(run=name))["message"]
+    assert "1 <span>caption</span>" in part._take(values_of(run=name))["message"]
     assert store.read().captions["000.png"] == "by blip"

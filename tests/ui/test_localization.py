@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import pytest
+
 from lora_trainer.bootstrap import ROOT
 from lora_trainer.config.presets import load_presets
 from lora_trainer.ui.page import SCRIPTS, build_page
 from tests.ui.strings import visible_strings
 
-WORDS = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+CHINESE = ROOT / "localizations" / "zh_CN.json"
+WORDS = json.loads(CHINESE.read_text(encoding="utf-8"))
 
 
 def test_every_visible_text_has_its_chinese(services):
@@ -34,3 +37,9 @@ def test_chinese_is_chinese():
 def test_the_memory_of_a_graphics_card_is_not_called_that_of_the_computer():
     """English has one word for both; only a job's own figure is either, by its device."""
     assert {text for text, chinese in WORDS.items() if "内存" in chinese} == {"of main memory", "Memory"}
+
+
+@pytest.mark.parametrize("name", ["zh-Hans (Stable)", "zh-Hans (Testing)"])
+def test_the_much_used_chinese_packs_take_ours_along(name):
+    """The WebUI joins all files of the chosen name, and those packs have their own. After a change copy zh_CN.json there."""
+    assert (CHINESE.parent / f"{name}.json").read_bytes() == CHINESE.read_bytes()

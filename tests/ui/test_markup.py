@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from lora_trainer.errors import Problem
 from lora_trainer.ui import markup
+from lora_trainer.ui.activity import word_of_phase
 from lora_trainer.ui.plots import bucket_plot, training_plot
 
 EVIL = """<img src=x onerror="alert('1')">${alert(1)}{{alert(1)}}&amp;"""
@@ -52,12 +54,12 @@ def _attributes(made: str) -> list[str]:
         (40.4, "40 seconds"),
         (89, "89 seconds"),
         (540, "9 minutes"),
-        (5400, "1 h 30 min"),
-        (7500, "2 h 5 min"),
+        (5400, "1 hour 30 minutes"),
+        (7500, "2 hours 5 minutes"),
     ],
 )
 def test_time_is_said_as_people_say_it(seconds, text):
-    assert markup.describe_seconds(seconds) == text
+    assert re.sub("<[^>]*>", "", markup.describe_seconds(seconds)) == text
 
 
 def test_a_plot_holds_every_point_inside_the_picture():
@@ -79,3 +81,8 @@ def test_a_plot_of_little_is_drawn(losses):
 
 def test_nothing_is_drawn_of_nothing():
     assert training_plot([], [], [], 100) == bucket_plot({}) == ""
+
+
+def test_what_a_job_does_is_told_in_words_that_are_translated():
+    assert word_of_phase("encoding pictures") == markup.word("encoding pictures")
+    assert word_of_phase("<i>") == "&lt;i&gt;"

@@ -264,7 +264,7 @@ class TestLibrary:
         form = self.after(self.choose(page, self.form(page), "ink"), late)
         assert form["chosen"] == "ink" and form["name"] == "ink" and 'aria-pressed="true"' not in form["items"]
         again = self.choose(page, form, "ink")  # as the script then asks
-        assert 'aria-pressed="true"' in again["items"] and "24 pictures" in again["detail"]
+        assert 'aria-pressed="true"' in again["items"] and "24 <span>pictures</span>" in again["detail"]
 
     def choose(self, page: Page, form: dict[str, object], name: str) -> dict[str, object]:
         chosen = {**form, "chosen": name}
@@ -273,7 +273,7 @@ class TestLibrary:
     def test_the_card_is_edited_and_the_file_goes_to_the_trash_and_back(self, page: Page, services: Services) -> None:
         library, folder = page.parts["runs"].library, services.host.folders().lora_dir
         form = self.choose(page, self.form(page), "ink")
-        assert "24 pictures" in form["detail"] and form["new_name"] == "ink-2" and form["stack"] == "<lora:ink:1>"
+        assert "24 <span>pictures</span>" in form["detail"] and form["new_name"] == "ink-2" and form["stack"] == "<lora:ink:1>"
         form |= {"activation_text": "guofeng", "preferred_weight": 0.6}
         form = self.after(form, library._save(form))
         assert read_card(folder / "ink.safetensors").preferred_weight == 0.6
