@@ -222,7 +222,7 @@ def _judge(name: str, measures: Measures, resolution: int) -> Iterator[Finding]:
     enlarged = crop_geometry((width, height), bucket)[0][0] / width
     if enlarged > 1.0:
         reason = (
-            f"has {width} x {height} pixels and would be enlarged {enlarged:.2f} times for {bucket}: the LoRA learns its blur."
+            f"has {width} x {height} pixels; for {bucket} its sides are {enlarged:.2f} times too short: little detail to learn."
         )
         yield Finding(name, "too small", reason, enlarged)
     if measures.contrast <= ONE_COLOUR:
