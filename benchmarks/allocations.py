@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 
 class Allocations(TorchDispatchMode):
@@ -39,9 +39,9 @@ class Allocations(TorchDispatchMode):
         self.peak = self.held
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        given = {value.untyped_storage()._cdata for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)}
+        given = {value.untyped_storage()._cdata for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)}
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
+        for value in tree_flatten(result)[0]:
             if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata not in given:
                 self._count(value.untyped_storage())
         return result

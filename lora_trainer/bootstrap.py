@@ -30,6 +30,8 @@ UV = "uv==0.13.9"
 # For machines whose newest build is older than the pin; plain pip, which knows no older builds for older drivers, takes the pin.
 TORCH_RANGE = "torch>=2.6,<=2.13.0"
 TORCH_PIN = "torch==2.13.0"
+# Of the builds that plain pip finds, those for Linux can use a card of NVIDIA's, and those for Windows none.
+PIPS_TORCH_HAS_CUDA = os.name != "nt"
 
 WINDOWS_CONTROL_C = 0xC000013A
 
@@ -269,12 +271,37 @@ class Environment:
         backend = f"--torch-backend={self.package_set.torch_backend}"
         repair = ["--reinstall-package", "torch"] if is_repair else []
         install: list[str | Path] = [self.python, "-m", "uv", "pip", "install", "--python", self.python]
-        if self._succeeds(*install, "--dry-run", TORCH_RANGE, backend):
+        tried = subprocess.run(
+            [*install, "--dry-run", TORCH_RANGE, backend],
+            env=_quiet_environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+        if tried.returncode == 0:
             self._run("torch could not be installed.", *install, *repair, TORCH_RANGE, backend)
             return
+        reason = tried.stderr.strip()
+        if not PIPS_TORCH_HAS_CUDA and shutil.which("nvidia-smi"):
+            self._write_state("torch" if is_repair else "packages", [])  # one that a person puts there meanwhile is kept
+            raise SetupError(self._without_cuda(reason))
         self.say("      torch's own download site did not answer for this machine; taking pip's build")
+        if not PIPS_TORCH_HAS_CUDA:
+            self.say(f"      It is for the CPU alone, as no driver of an NVIDIA card was found (nvidia-smi). uv says:\n{reason}")
         repair = ["--force-reinstall", "--no-deps"] if is_repair and version else []
         self._run("torch could not be installed.", self.python, "-m", "pip", "install", "--progress-bar=on", *repair, TORCH_PIN)
+
+    def _without_cuda(self, reason: str) -> str:
+        return (
+            "torch's own download site did not answer for this machine, and pip's build for Windows cannot use its graphics "
+            f"card, so it was not taken. uv says:\n{reason}\n"
+            "If it is the network (proxy, firewall, no connection): put that right and start the same command again. It goes on "
+            "where it stopped. Where only a mirror can be reached, install torch from its folder of builds for your CUDA (such "
+            "as cu126), then start again; what is there is kept:\n"
+            f'    "{self.python}" -m pip install --no-deps "{TORCH_RANGE}" -i ADDRESS_OF_THAT_FOLDER'
+        )
 
     def _install_locked(self, *, tests: bool, is_repair: bool) -> None:
         locked = self.package_set.locked_file(tests=tests)
@@ -327,9 +354,6 @@ class Environment:
                 f"{failure} The lines above say why. If it is the network (proxy, firewall, no connection) or a full disk: "
                 "put that right and start the same command again. It goes on where it stopped."
             )
-
-    def _succeeds(self, *command: str | Path) -> bool:
-        return subprocess.run(command, env=_quiet_environment(), capture_output=True, check=False).returncode == 0
 
 
 def run_child(command: Sequence[str | Path], cwd: Path | None = None) -> int:

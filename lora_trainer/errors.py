@@ -10,6 +10,7 @@ show the same text.
     ├── ModelError            the checkpoint
     │   └── UnsupportedModelError
     ├── AdapterError          a LoRA file
+    │   └── LoraInUseError
     ├── RunFolderError        locked, finished, or other settings than asked
     ├── JobError              the queue of jobs: unknown, or a command that does not fit
     ├── HostError             the WebUI that we live in could not do what was asked of it
@@ -23,6 +24,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Severity = Literal["error", "warning", "notice"]
@@ -80,6 +82,17 @@ class UnsupportedModelError(ModelError):
 
 class AdapterError(LoraTrainerError):
     """A LoRA file cannot be read, or does not fit the base."""
+
+
+class LoraInUseError(AdapterError):
+    """A program on Windows holds a LoRA file, so another cannot take its place. `path` is where it stands, as it was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(
+            f"{path} is in use by a program, so nothing was written over it. Close the program (a WebUI that drew with it may "
+            "hold it, too) and try again, or take another name."
+        )
 
 
 class RunFolderError(LoraTrainerError):

@@ -6,6 +6,7 @@ target open, the rename is retried and at last the new file is kept beside it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -32,7 +33,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
         Where the file is now: `path`, or its neighbour when `path` stayed in use (see `replace_file`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = temporary_for(path)
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -50,6 +51,20 @@ def write_text(path: Path, text: str) -> Path:
 def write_bytes(path: Path, data: bytes) -> Path:
     """Writes bytes, whole or not at all."""
     return write_whole(path, lambda temporary: temporary.write_bytes(data))
+
+
+def temporary_for(path: Path) -> Path:
+    """Returns a hidden file beside `path` to be written and renamed over it, another one at each call.
+
+    Its name has 19 characters however long that of `path` is: where the whole path may have 260, as on Windows, or a name 255
+    bytes, there is room for it.
+    """
+    return path.with_name(f"{leftover_mark(path.name)}{os.urandom(3).hex()}{TEMPORARY_SUFFIX}")
+
+
+def leftover_mark(name: str) -> str:
+    """Returns what the names of the temporary files of a target begin with."""
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
 def replace_file(source: Path, target: Path) -> Path:

@@ -216,7 +216,7 @@ def warn_of_card(
         return None
     needs, there = describe_gigabytes(found.needed), describe_gigabytes(card_bytes)
     has = f"has free {there}" if is_free else f"has {there}, about {describe_gigabytes(DESKTOP)} of that for the desktop"
-    message = f"leads to about {needs} of memory in all, and the graphics card here {has}."
+    message = f"needs about {needs} of memory, and the graphics card here {has}."
     changes, then = smaller(config, detection, size, room)
     field = next(iter(changes), "resolution")
     if then.fits(room):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_trainer import files
-from lora_trainer.files import replace_file, write_bytes, write_text, write_whole
+from lora_trainer.files import leftover_mark, replace_file, temporary_for, write_bytes, write_text, write_whole
 
 pytestmark = pytest.mark.hosts
 
@@ -16,14 +16,14 @@ class InUse:
     """Stands for a program on Windows that holds a file open: `os.replace` over it is refused a number of times."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, target: Path, times: int) -> None:
-        self.tries = 0
+        self.tries, self.times = 0, times
         self.slept: list[float] = []
         replace = os.replace
 
         def refusing(source: Path, destination: Path) -> None:
             if Path(destination) == target:
                 self.tries += 1
-                if self.tries <= times:
+                if self.tries <= self.times:
                     raise PermissionError(13, "The process cannot access the file", str(destination))
             replace(source, destination)
 
@@ -42,6 +42,18 @@ def test_a_written_file_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_pa
     assert write_bytes(path, b"new") == path
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "水" * 85])
+def test_the_longest_name_of_a_file_system_can_be_written(tmp_path, name):
+    assert write_bytes(tmp_path / name, b"x").read_bytes() == b"x"
+
+
+def test_temporary_files_are_short_hidden_and_of_one_writer(tmp_path):
+    names = {temporary_for(tmp_path / ("a" * 255)).name for _ in range(50)}
+    assert len(names) == 50
+    assert all(len(name) == 19 and name.startswith(".") and name.endswith(files.TEMPORARY_SUFFIX) for name in names)
+    assert len({leftover_mark("a"), leftover_mark("b"), *(name[:9] for name in names)}) == 3
 
 
 def test_a_failure_while_writing_keeps_the_old_file(tmp_path):

@@ -208,8 +208,10 @@ class Shop:
     def calling(self, environment: Environment, call: str) -> dict[str, Any]:
         """Returns what starts a process that calls a method of the environment."""
         code = (
-            "import os, sys; from pathlib import Path; from lora_trainer.bootstrap import Environment, PackageSet, SetupError\n"
+            "import os, sys; from pathlib import Path; from lora_trainer import bootstrap\n"
+            "from lora_trainer.bootstrap import Environment, PackageSet, SetupError\n"
             "sys.path += filter(None, [os.environ.get('SHOP_BASE')])\n"
+            "bootstrap.PIPS_TORCH_HAS_CUDA = 'SHOP_IS_WINDOWS' not in os.environ\n"
             "folder, requirements, minor = sys.argv[1:]\n"
             "package_set = PackageSet('shop', ((3, int(minor)),), (2, 6), requirements=Path(requirements))\n"
             f"try: Environment(Path(folder), package_set).{call}\n"
@@ -302,6 +304,28 @@ class TestInstalling:
         result = shop.prepare(made)
         assert result.returncode == 0, result.stderr
         assert "did not answer" in result.stdout
+        assert has(made, "torch")
+
+    def test_on_windows_pips_torch_is_not_taken_where_a_card_is(self, shop, made, tmp_path):
+        shop.settings |= {"SHOP_NO_TORCH_SOURCE": "1", "SHOP_IS_WINDOWS": "1", "PATH": str(tmp_path)}
+        program = tmp_path / ("nvidia-smi.bat" if os.name == "nt" else "nvidia-smi")
+        program.touch(mode=0o755)
+        result = shop.prepare(made)
+        assert result.returncode == 1
+        assert "error: Failed to fetch" in result.stderr and "start the same command again" in result.stderr
+        assert f'"{made.python}" -m pip install --no-deps' in result.stderr
+        assert not has(made, "torch") and not made.is_ready(tests=False)
+        by_hand = [made.python, "-m", "pip", "install", "--quiet", "--no-index", *shop.folder.glob("torch-*")]
+        subprocess.run(by_hand, check=True)
+        result = shop.prepare(made)
+        assert result.returncode == 0, result.stderr
+        assert "torch 2.13.0 is there and is kept" in result.stdout
+
+    def test_on_windows_without_a_card_it_is_told_that_pips_torch_knows_none(self, shop, made, tmp_path):
+        shop.settings |= {"SHOP_NO_TORCH_SOURCE": "1", "SHOP_IS_WINDOWS": "1", "PATH": str(tmp_path)}
+        result = shop.prepare(made)
+        assert result.returncode == 0, result.stderr
+        assert "error: Failed to fetch" in result.stdout and "for the CPU alone" in result.stdout
         assert has(made, "torch")
 
     @pytest.mark.parametrize("phase", ["torch", "packages"])

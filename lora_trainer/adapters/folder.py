@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lora_trainer.adapters.container import read_header
 from lora_trainer.adapters.inspect import webui_class
-from lora_trainer.adapters.writing import copy_lora
+from lora_trainer.adapters.writing import check_place, copy_lora
 from lora_trainer.errors import AdapterError
 from lora_trainer.files import write_bytes, write_text, write_whole
 
@@ -86,6 +86,7 @@ def publish(
 
     Raises:
         AdapterError: the source cannot be read, or the preview is not a PNG.
+        LoraInUseError: a program holds the file that it would replace; nothing was changed.
     """
     if preview is not None and not preview.startswith(b"\x89PNG"):
         raise AdapterError("the preview picture is not a PNG. Save it as PNG; the WebUI finds it by that ending.")
@@ -93,7 +94,7 @@ def publish(
     metadata = read_header(source).metadata
     target = lora_dir / f"{name}.safetensors"
     if metadata.get("ss_output_name") == name:
-        written = [write_whole(target, lambda temporary: shutil.copyfile(source, temporary))]
+        written = [check_place(write_whole(target, lambda temporary: shutil.copyfile(source, temporary)), target)]
     else:
         written = [copy_lora(source, target, metadata)]
     written.append(_write_card(lora_dir / f"{name}.json", card, webui_class(metadata)))

@@ -91,6 +91,7 @@ def rename(path: Path, name: str, lora_dir: Path) -> Path:
 
     Raises:
         AdapterError: the name cannot be used or is taken, or the file cannot be read or moved.
+        LoraInUseError: only its alias was to be changed, and a program holds the file; it stays as it was.
     """
     if path.suffix != ".safetensors":
         raise AdapterError(f"{path} cannot be renamed here: only a .safetensors file says inside how it is called.")

@@ -15,7 +15,7 @@ PROMPT_CHARACTERS = ":,<>={}"
 PATH_CHARACTERS = '/\\|?*"'
 WEBUI_RESERVED = ("none", "addams")
 WINDOWS_RESERVED = ("con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)))
-# File systems allow 255 bytes; "-step00000100.safetensors" and the marks of a temporary file need about 50 of them.
+# File systems allow 255 bytes; "-step00000100.safetensors", previews and what marks a second file need about 50 of them.
 MAX_NAME_BYTES = 180
 
 _STEP_NAME = re.compile(r"(?P<name>.+)-step(?P<step>\d{8,})")

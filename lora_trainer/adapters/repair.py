@@ -37,7 +37,7 @@ class Repaired:
     """What `repair` did.
 
     Attributes:
-        path: where the file is; see `files.write_whole`.
+        path: where the file is.
         changes: one "key: old -> new" for each value that was missing or wrong; empty when nothing was, and nothing written.
     """
 
@@ -54,6 +54,7 @@ def repair(path: Path, *, base: str | None = None) -> Repaired:
 
     Raises:
         AdapterError: it cannot be read, is in another form, or nothing tells its base.
+        LoraInUseError: a program holds it; it stays as it was.
     """
     header = read_header(path)
     if form := foreign_form(header.shapes):

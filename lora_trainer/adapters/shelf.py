@@ -110,6 +110,7 @@ def pick(source: Path, weight: float, preview: bytes, lora_dir: Path) -> Path:
 
     Raises:
         AdapterError: the file is not there or cannot be read, or the preview is not a PNG.
+        LoraInUseError: a program holds the file whose place it would take; nothing was changed.
     """
     if not source.is_file():
         raise AdapterError(f"{source} is not there any more: it was renamed or deleted since. Draw with the file of now.")

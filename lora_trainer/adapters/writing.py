@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_trainer.adapters.container import legacy_hash, read_header, with_metadata
+from lora_trainer.errors import LoraInUseError
 from lora_trainer.files import write_whole
 
 
@@ -20,14 +21,15 @@ def copy_lora(source: Path, target: Path, metadata: Mapping[str, str]) -> Path:
         metadata: all but the name and the hashes, which are set here.
 
     Returns:
-        Where the file is, see `files.write_whole`.
+        Where the file is: the target.
 
     Raises:
         AdapterError: the source cannot be read.
+        LoraInUseError: a program holds the target, which stays as it was.
         ValueError: see `export.save_lora`.
     """
     read_header(source)  # says what is wrong with a file that is none
-    return write_lora(target, source.read_bytes(), metadata)
+    return check_place(write_lora(target, source.read_bytes(), metadata), target)
 
 
 def write_lora(path: Path, serialised: bytes, metadata: Mapping[str, str]) -> Path:
@@ -43,6 +45,18 @@ def write_lora(path: Path, serialised: bytes, metadata: Mapping[str, str]) -> Pa
     values["sshs_model_hash"] = hashlib.sha256(data).hexdigest()
     values["sshs_legacy_hash"] = legacy_hash(with_metadata(header, training_values), data)
     return write_whole(path, lambda temporary: _write(temporary, with_metadata(header, dict(sorted(values.items()))), data))
+
+
+def check_place(written: Path, target: Path) -> Path:
+    """Returns where a LoRA was written, which is its target. A neighbour of that, with the same alias inside, goes again.
+
+    Raises:
+        LoraInUseError: it was written beside a target that a program holds.
+    """
+    if written != target:
+        written.unlink(missing_ok=True)
+        raise LoraInUseError(target)
+    return written
 
 
 def _write(path: Path, head: bytes, data: memoryview) -> None:

@@ -85,4 +85,4 @@ class GeneratingCaptioner(ABC):
         model = self.settings.model
         if Path(model).exists():
             return f"{model} cannot be loaded as a {self.label} captioner: {reason} A folder of one holds {self.files}."
-        return f"{model} is no folder here: {reason} Give a folder with {self.files} as --model."
+        return f"{model} is not a folder here: {reason} Give a folder with {self.files} as --model."

@@ -118,7 +118,7 @@ def read_options(values: Mapping[str, Any], *, default_captioner: str = "") -> C
         problems.append(Problem("min_tokens", f"({read['min_tokens']}) must not be above max_tokens."))
     folder = read.setdefault("input_dir", "")
     if not folder or "\0" in folder or not Path(folder).is_dir():
-        problems.append(Problem("input_dir", f"({folder!r}) is no folder.", hint="Give the folder that holds the pictures."))
+        problems.append(Problem("input_dir", f"({folder!r}) is not a folder.", hint="Give the folder that holds the pictures."))
     for name in ("model", "ranker_model"):
         if read.get(name) and not Path(read[name]).is_dir() and not HUB_ID.fullmatch(read[name]):
             hint = 'Give a folder that is there, or an id such as "Salesforce/blip-image-captioning-base".'

@@ -43,9 +43,9 @@ class Download:
         return (self.target / PLAN_NAME).is_file()
 
     def describe(self) -> str:
-        """Returns what would be loaded, in words for the user."""
-        size = f"{describe_mb(self.size_mb)} would be" if self.size_mb else "it would be"
-        return f"{self.model} is not on this computer; {size} loaded once, from {endpoint()}, into {self.target}."
+        """Returns what would be downloaded, in words for the user."""
+        size = f"{describe_mb(self.size_mb)} will be" if self.size_mb else "it will be"
+        return f"{self.model} is not on this computer; {size} downloaded once, from {endpoint()}, into {self.target}."
 
     def by_hand(self) -> str:
         """Returns what to do: to agree, or to do without our download."""

@@ -31,15 +31,14 @@ class CaptionWork:
     Attributes:
         options: what is asked for.
         root: the folder of downloads.
-        device: where the captioner runs.
-        dtype: of its frozen weights.
+        compute: returns where the captioner runs, and the dtype of its frozen weights. Asked while the device is borrowed: a
+            host with several cards makes its own the current one then.
         host: the program that we live in, None on the command line.
     """
 
     options: CaptionOptions
     root: Path
-    device: torch.device
-    dtype: torch.dtype
+    compute: Callable[[], tuple[torch.device, torch.dtype]]
     host: Host | None = None
 
     def run(
@@ -64,12 +63,13 @@ class CaptionWork:
             return CaptionResult(0, len(place.kept), (), True)
         emit("phase", name="loading the captioner", done=0, total=1)
         with borrow() as lease, ExitStack() as stack:
+            device, dtype = self.compute()
             with lease.building():
-                captioner = stack.enter_context(self._captioner(folders))
+                captioner = stack.enter_context(self._captioner(folders, device, dtype))
 
             def save(written: Mapping[str, str]) -> None:
                 place.save(written)
-                lease.give_way(lambda: captioner.move(CPU), lambda: captioner.move(self.device), is_paused=is_paused)
+                lease.give_way(lambda: captioner.move(CPU), lambda: captioner.move(device), is_paused=is_paused)
 
             def is_paused() -> bool:
                 return control.is_requested("pause") and not control.is_requested("stop")
@@ -99,7 +99,7 @@ class CaptionWork:
             folders[part] = folder
         return folders
 
-    def _captioner(self, folders: dict[str, Path]) -> Captioner:
+    def _captioner(self, folders: dict[str, Path], device: torch.device, dtype: torch.dtype) -> Captioner:
         options = self.options
         settings = CaptionerSettings(
             str(folders.get("captioner", "")),
@@ -107,14 +107,14 @@ class CaptionWork:
             num_beams=options.num_beams,
             max_new_tokens=options.max_tokens,
             min_new_tokens=options.min_tokens,
-            device=self.device,
-            dtype=self.dtype,
+            device=device,
+            dtype=dtype,
             host=self.host,
         )
         captioner: Captioner = options.entry.load()(settings)
         if not options.word_lists:
             return captioner
-        clip = CaptionerSettings(str(folders["ranker"]), device=self.device, dtype=self.dtype)
+        clip = CaptionerSettings(str(folders["ranker"]), device=device, dtype=dtype)
         load = RANKERS.get(options.ranker).load()
         ranked: Captioner = load(clip, captioner, options.word_lists, num_terms=options.terms)
         return ranked

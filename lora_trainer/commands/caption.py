@@ -49,7 +49,7 @@ def register(add: AddCommand) -> None:
     )
     command.add_argument("--overwrite", action="store_const", const="overwrite", dest="mode", help="the same as --mode overwrite")
     command.add_argument("--trigger", metavar="WORD", help="comes first in every caption that is written, once")
-    command.add_argument("--ban", nargs="+", action="extend", default=[], metavar="WORD", help="words to take out: beautiful")
+    command.add_argument("--ban", nargs="+", action="extend", default=[], metavar="WORD", help="words to remove: beautiful")
     command.add_argument(
         "--replace",
         nargs="+",
@@ -81,13 +81,13 @@ def register(add: AddCommand) -> None:
 def _caption(options: argparse.Namespace) -> int:
     from lora_trainer.captioning.work import CaptionWork
     from lora_trainer.progress import ProgressView
-    from lora_trainer.training.precision import DTYPES, choose_device, choose_precision
+    from lora_trainer.training.precision import choose_compute
 
     asked = read_options(_values(options))
     root = Folders(DEFAULT_DATA_DIR.absolute(), Path()).captioners
     check_download(asked, root)
-    device = choose_device(asked.device)
-    work = CaptionWork(asked, root, device, DTYPES[choose_precision(asked.precision, device)])
+    compute = choose_compute(asked.device, asked.precision)
+    work = CaptionWork(asked, root, lambda: compute)
     control = TrainControl()
     with stop_on_ctrl_c(control), ProgressView() as view:
 

@@ -111,10 +111,9 @@ def _with_side(settings: Any, side: int) -> Any:
 def _load_base(options: argparse.Namespace) -> Any:
     from lora_trainer.models.family import ModelSettings
     from lora_trainer.models.table import load_model
-    from lora_trainer.training.precision import DTYPES, choose_device, choose_precision
+    from lora_trainer.training.precision import choose_compute
 
-    device = choose_device("auto")
-    dtype = DTYPES[choose_precision("auto", device)]
+    device, dtype = choose_compute()
     return load_model(ModelSettings(options.base, device=device, dtype=dtype, vae=options.vae, clip_skip=options.clip_skip))
 
 

@@ -136,7 +136,7 @@ def _check_rates(config: TrainConfig, optimizer: Entry) -> list[Problem]:
         problems.append(Problem(field, f"({rate:g}) is below {low:g}, where little is learned.", "warning", usual))
     for name, value in ((field, rate), ("text_encoder_lr", text_rate)):
         if value > high and not _is_made_for(config.base_model, value):
-            problems.append(Problem(name, f"({value:g}) is above {high:g}, where most runs swing.", "warning", usual))
+            problems.append(Problem(name, f"({value:g}) is above {high:g}, where most runs become unstable.", "warning", usual))
     if optimizer.options.get("one_rate") and rate > 0 and text_rate not in (0, rate):
         problems.append(
             Problem(
@@ -243,7 +243,7 @@ def _missing(field: str, path: Path, kind: str) -> Problem:
     nearest = _nearest(path)
     where = "the current folder" if nearest == Path() else str(nearest)
     return Problem(
-        field, f"({path}) is no {kind}.", hint=f"The path exists as far as {where}; relative paths start at {Path.cwd()}."
+        field, f"({path}) is not a {kind}.", hint=f"The path exists as far as {where}; relative paths start at {Path.cwd()}."
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from lora_trainer.config.kohya import describe_name
 from lora_trainer.config.schema import VERSION, FieldInfo, TrainConfig, field_infos, required_names
 from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.files import write_text
@@ -110,7 +111,7 @@ def parse_config(values: Mapping[str, Any]) -> TrainConfig:
     parsed: dict[str, Any] = {}
     for key, value in values.items():
         if key not in infos:
-            problems.append(Problem(key, f"is not a setting{did_you_mean(key, tuple(infos))}"))
+            problems.append(Problem(key, f"is not a setting{describe_name(key) or did_you_mean(key, tuple(infos))}"))
             continue
         try:
             parsed[key] = read_value(infos[key], value)

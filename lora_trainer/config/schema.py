@@ -235,7 +235,7 @@ class TrainConfig:
     batch_size: int = _training(
         "int",
         "Batch size",
-        "Pictures per forward. Lower it when memory runs out, and raise gradient accumulation instead.",
+        "Pictures trained at once. Lower it when memory runs out, and raise gradient accumulation instead.",
         default=1,
         minimum=1,
         maximum=1024,
@@ -271,7 +271,8 @@ class TrainConfig:
     learning_rate: float = _training(
         "float",
         "Learning rate",
-        "How far each step goes. With AdamW most runs swing above 5e-4 and learn little below 2e-5; other optimizers differ.",
+        "How far each step goes. With AdamW most runs become unstable above 5e-4 and learn little below 2e-5; "
+        "other optimizers differ.",
         default=1e-4,
         minimum=0,
         exclusive_minimum=True,
@@ -307,7 +308,7 @@ class TrainConfig:
     )
     lr_scheduler: str = _training(
         "choice",
-        "Schedule",
+        "Learning-rate schedule",
         "How the learning rate moves over the run: cosine when the length is settled, constant to compare step files.",
         default="constant",
         choices=SCHEDULES.names(),
@@ -477,7 +478,7 @@ class TrainConfig:
         matters=False,
     )
     encode_batch_size: int = _speed(
-        "int", "Encoding batch size", "Pictures per forward while caching.", default=1, minimum=1, maximum=256, matters=False
+        "int", "Encoding batch size", "Pictures encoded at once.", default=1, minimum=1, maximum=256, matters=False
     )
     cache_dir: Path | None = _speed(
         "path",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +27,7 @@ from lora_trainer.dataset.buckets import Bucket, fit_image
 from lora_trainer.dataset.images import decode_image, decode_mask, read_bytes
 from lora_trainer.dataset.scan import Item
 from lora_trainer.errors import DatasetError, TrainingError
-from lora_trainer.files import TEMPORARY_SUFFIX, replace_file
+from lora_trainer.files import TEMPORARY_SUFFIX, replace_file, temporary_for
 
 Encoded = Mapping[str, Sequence[Tensor] | Tensor]
 Progress = Callable[[int, int], object]
@@ -72,8 +71,7 @@ class TensorStore:
             OSError: the disk is full, or the folder may not be written.
         """
         data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-        # A name of its own for each writer: two threads or two runs may write one key at once.
-        temporary = self.folder / f".{key}.{os.getpid()}.{threading.get_ident()}{TEMPORARY_SUFFIX}"
+        temporary = temporary_for(self._path(key))  # each its own: two threads or two runs may write one key at once
         try:
             with open(temporary, "wb") as file:
                 file.write(hashlib.sha256(data).digest())

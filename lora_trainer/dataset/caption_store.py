@@ -3,14 +3,15 @@
 A caption is written to every file that names its picture. Where none does, it goes to the nearest table, and where the set has
 no table, to `<stem>.txt`. Each file is replaced whole. A change is in the journal, on the disk, before the first file is
 touched: what a kill leaves half done, the next one who opens the set finishes, so that a bulk change is done wholly or not at
-all. Whoever changes a caption says what text was seen; if another has written meanwhile, nothing is lost and both are told.
+all. What the system refuses to write waits, and keeps nothing else from being changed. Whoever changes a caption says what text
+was seen; if another has written meanwhile, nothing is lost and both are told.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from lora_trainer.dataset.scan import list_files, picture_names
 from lora_trainer.dataset.table_writing import edit_table
 from lora_trainer.dataset.tables import NameIndex, clean_caption, read_table, read_text
 from lora_trainer.errors import DatasetError, Problem
-from lora_trainer.files import TEMPORARY_SUFFIX, replace_file
+from lora_trainer.files import TEMPORARY_SUFFIX, leftover_mark, replace_file, temporary_for
 
 
 @dataclass(frozen=True)
@@ -255,21 +256,26 @@ class CaptionStore:
         run: str = "",
     ) -> SaveResult:
         with self._journal.locked():
-            self._finish_interrupted()
+            with suppress(DatasetError):  # `read` tells of it
+                self._finish_interrupted()
             listing = self._list()
             values, conflicts = listing.compare(wanted, seen)
-            if not values:
+            if not values and (reverts is None or conflicts):
                 return SaveResult(change, {}, tuple(conflicts))
             texts = {name: after for name, (_, after) in values.items()}
             contents = listing.contents(texts)
             number = self._journal.begin(title, values, change=change, reverts=reverts, run=run)
             for path, data in contents.items():
                 _replace(path, data)
-            self._journal.finish()
+            self._journal.finish(left=self._journal.unfinished().keys() - wanted.keys() - values.keys())
             return SaveResult(number, texts, tuple(conflicts))
 
     def _finish_interrupted(self) -> None:
-        """Writes what the last change would have written had it not been killed; captions that others wrote since stay."""
+        """Writes what a change would have written had it not been killed or refused; captions that others wrote since stay.
+
+        Raises:
+            DatasetError: it is refused still.
+        """
         values = self._journal.unfinished()
         if not values:
             return
@@ -387,7 +393,7 @@ class _Listing:
 
 def _replace(path: Path, data: bytes) -> None:
     """Replaces a file whole, without waiting for the disk: a thousand times takes seconds. The journal outlives a power cut."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}"
+    temporary = temporary_for(path)
     try:
         temporary.write_bytes(data)
         written = replace_file(temporary, path)
@@ -405,14 +411,15 @@ def _remove_leftovers(paths: Iterable[Path]) -> None:
     for path in paths:
         by_folder.setdefault(path.parent, set()).add(path.name)
     for folder, names in by_folder.items():
+        marks = tuple(map(leftover_mark, names))
         for path in folder.iterdir():
-            if path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX):
-                target, _, _ = path.name[1:].removesuffix(TEMPORARY_SUFFIX).rpartition(".")
-                if target in names:
-                    path.unlink(missing_ok=True)
+            if path.name.startswith(marks) and path.name.endswith(TEMPORARY_SUFFIX):
+                with suppress(OSError):  # it harms nobody, as a scan does not see it
+                    path.unlink()
 
 
 def _unfinished(path: Path, reason: str) -> str:
     return (
-        f"{path} cannot be written: {reason}. The change is in the journal, and is finished at the next one when this is mended."
+        f"{path} cannot be written: {reason}. The change is in the journal: it is finished at the next one when this is mended, "
+        "or taken back by undo. Other pictures' captions can be changed meanwhile."
     )

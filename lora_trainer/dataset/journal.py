@@ -1,9 +1,9 @@
 """A journal of changes: append-only, so that undo survives a restart, and whoever was killed half-way can be finished.
 
 One line is one JSON object. `{"change": 3, "time": ..., "title": ..., "values": {name: [before, after]}}` is written, and on
-the disk, before anything is changed; `{"done": true}` after that. Lines with one number are one change, as of a run that saves
-caption by caption: they bear its name as `"run"`, and `{"ended": name}` says that it came to its end. What a value is, a caption
-or the hash of a picture, only the owner of the journal knows.
+the disk, before anything is changed; `{"done": true}` after that, with the names of what still waits as `"left"`. Lines with one
+number are one change, as of a run that saves caption by caption: they bear its name as `"run"`, and `{"ended": name}` says that
+it came to its end. What a value is, a caption or the hash of a picture, only the owner of the journal knows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,7 +110,7 @@ class Journal:
             return [replace(change, values=dict(change.values)) for change in self._changes.values()]
 
     def unfinished(self) -> dict[str, tuple[str, str]]:
-        """Returns the values of the last line where nobody said that it was done, else {}. Only for who holds the lock."""
+        """Returns before and after of what nobody said was done, by name. Only for who holds the lock."""
         with self._reading:
             self._read_on()
             return dict(self._unfinished)
@@ -154,9 +154,10 @@ class Journal:
         """Writes down that a run came to its end, so that its name begins a new change from now on."""
         self._append({"ended": run}, is_urgent=False)
 
-    def finish(self) -> None:
-        """Writes down that what `begin` was told has been done."""
-        self._append({"done": True}, is_urgent=False)
+    def finish(self, left: Iterable[str] = ()) -> None:
+        """Writes down that what `begin` was told has been done, save for the names in `left`."""
+        names = sorted(left)
+        self._append({"done": True, "left": names} if names else {"done": True}, is_urgent=False)
 
     def _append(self, entry: dict[str, Any], *, is_urgent: bool) -> None:
         line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
@@ -200,7 +201,8 @@ class Journal:
         try:
             entry = json.loads(line)
             if "done" in entry:
-                self._unfinished = {}
+                left = set(entry.get("left", ()))
+                self._unfinished = {name: value for name, value in self._unfinished.items() if name in left}
                 return
             if "ended" in entry:
                 self._ended |= {change.id for change in self._changes.values() if change.run == entry["ended"]}
@@ -211,7 +213,7 @@ class Journal:
         except (ValueError, KeyError, TypeError, AttributeError):  # torn by a kill or a full disk: nothing of it was done
             return
         self._changes.setdefault(change.id, change).extend(values)
-        self._unfinished = values
+        self._unfinished |= values
 
 
 def next_to_undo(changes: list[Change]) -> Change | None:

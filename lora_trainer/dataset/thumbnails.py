@@ -15,7 +15,7 @@ from PIL import Image
 
 from lora_trainer.dataset.images import open_image
 from lora_trainer.errors import DatasetError
-from lora_trainer.files import TEMPORARY_SUFFIX, replace_file
+from lora_trainer.files import replace_file, temporary_for
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,6 @@ def prepare(paths: Sequence[Path], cache_dir: Path, side: int) -> None:
 def _keep(path: Path, data: bytes) -> None:
     """Writes the file whole, but does not wait for the disk: what a power cut spoils is made again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}")
+    temporary = temporary_for(path)
     temporary.write_bytes(data)
     replace_file(temporary, path)

@@ -175,10 +175,9 @@ def draw_with(lora: Path, control: TrainControl) -> Grid:
     from lora_trainer.inference.settings import GenerateSettings
     from lora_trainer.models.family import ModelSettings
     from lora_trainer.models.table import load_model
-    from lora_trainer.training.precision import DTYPES, choose_device, choose_precision
+    from lora_trainer.training.precision import choose_compute
 
-    device = choose_device("auto")
-    dtype = DTYPES[choose_precision("auto", device)]
+    device, dtype = choose_compute()
     model: Any = load_model(ModelSettings(base_model=BASE, device=device, dtype=dtype))
     side = model.resolution
     rows = make_rows(

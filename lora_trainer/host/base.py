@@ -6,6 +6,8 @@ only.
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -133,6 +135,7 @@ class OwnDevice:
         """While paused, the card is free for other programs."""
         if is_paused():
             away()
+            free_memory()
             wait_while(is_paused)
             back()
 
@@ -144,6 +147,14 @@ class OwnDevice:
 
     def show(self, done: int, total: int) -> None:
         pass
+
+
+def free_memory() -> None:
+    """Gives memory that nothing uses any more back to the card's driver. Slow; not between two steps that follow each other."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def wait_while(condition: Callable[[], bool]) -> None:
@@ -187,7 +198,10 @@ class Host(Protocol):
         """
 
     def lora_changed(self, path: Path) -> None:
-        """Tells that a LoRA file came or was replaced: old weights of that name are dropped, the list is refreshed."""
+        """Tells that a LoRA file came, was replaced or is about to be: the host drops what it holds of it, and lists anew.
+
+        Before, because Windows lets nobody replace a file that a program holds.
+        """
 
     def lora_read_at(self, path: Path) -> float | None:
         """Returns when a LoRA file had been changed as the host read it, in seconds since 1970; None if it has not read it."""

@@ -70,16 +70,18 @@ class Forge(WebUI):
         model = sd_models.model_data.sd_model
         if hasattr(model, "current_lora_hash"):
             model.current_lora_hash = ""  # equal to that of no prompt, so the next one reads its files anew
-        for loader in _lora_loaders(model):
-            loader.loaded_hash = ""  # and merges them anew: it compares their names and strengths, not what is in them
+        for patcher in _lora_patchers(model):
+            patcher.lora_patches.clear()  # what was read of the files; on Windows they stay in use as long as it lives
+            patcher.lora_loader.loaded_hash = ""  # merges them anew: it compares their names and strengths, not what is in them
         networks.list_available_networks()
 
 
-def _lora_loaders(model: Any) -> list[Any]:
+def _lora_patchers(model: Any) -> list[Any]:
     """Returns what merges LoRAs into the denoiser and the text encoders; none where no model is loaded, and in reForge."""
-    loaded = getattr(model, "forge_objects", None)
-    patchers: tuple[Any, ...] = (getattr(loaded, "unet", None), getattr(getattr(loaded, "clip", None), "patcher", None))
-    return [patcher.lora_loader for patcher in patchers if hasattr(patcher, "lora_loader")]
+    drawn = [getattr(model, name, None) for name in ("forge_objects", "forge_objects_after_applying_lora")]
+    patchers = [getattr(each, "unet", None) for each in drawn]
+    patchers += [getattr(getattr(each, "clip", None), "patcher", None) for each in drawn]
+    return [patcher for patcher in patchers if hasattr(patcher, "lora_loader")]
 
 
 class ForgeNeo(Forge):

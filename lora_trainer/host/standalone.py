@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_trainer import __version__
 from lora_trainer.errors import HostError, LoraTrainerError
-from lora_trainer.host.base import DEFAULT_DATA_DIR, Folders, HostCaptioner, HostOptions, Lease, ModelFile, OwnDevice
+from lora_trainer.host.base import DEFAULT_DATA_DIR, Folders, HostCaptioner, HostOptions, Lease, ModelFile, OwnDevice, free_memory
 
 MODEL_SUFFIXES = (".safetensors", ".ckpt")
 NUMBER = r"-?\d+(?:\.\d+)?"
@@ -58,7 +58,10 @@ class Standalone:
 
     @contextmanager
     def borrow_device(self, title: str) -> Iterator[Lease]:
-        yield OwnDevice()
+        try:
+            yield OwnDevice()
+        finally:
+            free_memory()  # the page stays open, and a WebUI beside it may want the card
 
     def lora_changed(self, path: Path) -> None:
         """Nothing: each picture reads its files anew."""
@@ -75,12 +78,11 @@ class Standalone:
         from lora_trainer.inference.settings import GenerateSettings
         from lora_trainer.models.family import ModelSettings
         from lora_trainer.models.table import load_model
-        from lora_trainer.training.precision import DTYPES, choose_device, choose_precision
+        from lora_trainer.training.precision import choose_compute
 
         try:
             uses, text = self._split_tags(prompt)
-            device = choose_device("auto")
-            dtype = DTYPES[choose_precision("auto", device)]
+            device, dtype = choose_compute()
             model: Any = load_model(ModelSettings(bases[0].path, dtype=dtype, device=device))
             with applied(model, uses):
                 return generate(model, GenerateSettings(text, **settings))

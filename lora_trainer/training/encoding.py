@@ -13,10 +13,11 @@ from lora_trainer.config.schema import TrainConfig
 from lora_trainer.dataset.cache import TensorMemory, TensorStore, cache_pictures, cache_texts
 from lora_trainer.errors import TrainingError
 from lora_trainer.events import Emit
+from lora_trainer.host.base import free_memory
 from lora_trainer.models.family import Tensors, TrainableModel
 from lora_trainer.plan import TrainPlan
 from lora_trainer.training.disk import DiskGuard
-from lora_trainer.training.memory import describe_memory, free_memory, is_out_of_memory
+from lora_trainer.training.memory import describe_memory, is_out_of_memory
 from lora_trainer.training.mirror import encode_both
 
 Progress = Callable[[int, int], None]
@@ -128,7 +129,7 @@ class Encoder:
 
     def _shrink(self, batch_size: int) -> int:
         memory = describe_memory(self.device)
-        free_memory(self.device)
+        free_memory()
         smaller = batch_size // 2
         if smaller == 0:
             raise TrainingError(

@@ -17,6 +17,7 @@ from lora_trainer.adapters.owned import IN_DOUBT, PUBLISHED, publish_for
 from lora_trainer.adapters.self_test import self_test
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.dataset.scan import dataset_metadata
+from lora_trainer.errors import LoraInUseError
 from lora_trainer.events import Emit
 from lora_trainer.models.family import TrainableModel
 from lora_trainer.plan import TrainPlan
@@ -76,13 +77,19 @@ class Exporter:
         return path
 
     def publish(self, path: Path, lora_dir: Path, step: int) -> None:
-        """Copies the finished file with its card into a LoRA folder."""
+        """Copies the finished file with its card into a LoRA folder; where a program holds the run's own, beside it."""
         card = Card(
             description=self._config.comment,
             activation_text=self._config.trigger_words,
             preferred_weight=PREFERRED_WEIGHT,
         )
-        published = publish_for(self._folder, path, lora_dir, self.name, card=card)
+        try:
+            published = publish_for(self._folder, path, lora_dir, self.name, card=card)
+        except LoraInUseError as error:
+            free = choose_name(lora_dir, self.name)
+            published = publish_for(self._folder, path, lora_dir, free, card=card)
+            message = f"{error.path} is in use by a program and stays as it was; this run's LoRA is named {free} there."
+            self._emit("warning", message=message)
         self._emit("exported", step=step, path=str(published))
 
     def _export(self, path: Path, step: int, epoch: int) -> Path:

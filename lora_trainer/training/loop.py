@@ -252,7 +252,11 @@ class Trainer:
             self._give_way()
 
     def _give_way(self) -> None:
-        self.lease.give_way(self.luggage.away, self.luggage.back, is_paused=self._is_resting)
+        try:
+            self.lease.give_way(self.luggage.away, self.luggage.back, is_paused=self._is_resting)
+        except TrainingError:  # no room to come back; the weights wait in memory
+            self._save_once()
+            raise
 
     def _is_paused(self) -> bool:
         return self.control.is_requested("pause") and not self.control.is_requested("stop")

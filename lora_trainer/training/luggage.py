@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_trainer.errors import TrainingError
+from lora_trainer.host.base import free_memory
 from lora_trainer.models.family import CPU
+from lora_trainer.training.memory import describe_memory, is_out_of_memory
 
 
 class Luggage:
@@ -45,12 +48,32 @@ class Luggage:
             self._moved_states.append((state, name))
 
     def back(self) -> None:
-        """Moves back what `away` moved, and nothing else."""
-        while self._moved:
-            self._moved.pop().to(self._device)
-        while self._moved_states:
-            state, name = self._moved_states.pop()
+        """Moves back what `away` moved, and nothing else.
+
+        Raises:
+            TrainingError: the device has no room for it any more, at a second try neither; all of it is in memory then.
+        """
+        for _ in range(2):
+            try:
+                self._move_back()
+                return
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.away()
+            free_memory()
+        raise TrainingError(
+            f"the training found no room on the card when it came back ({describe_memory(self._device)}): something has taken "
+            "it meanwhile. Unload models that extensions keep there (ControlNet, upscalers), close other programs, and continue."
+        )
+
+    def _move_back(self) -> None:
+        for module in self._moved:
+            module.to(self._device)
+        for state, name in self._moved_states:
             state[name] = state[name].to(self._device)
+        self._moved.clear()
+        self._moved_states.clear()
 
     def _states(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Yields where an optimizer's tensors on the device are; its counters may live on the CPU."""

@@ -6,7 +6,6 @@ checkpointing. Neither changes what is learned beyond rounding.
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import Problem, TrainingError
 from lora_trainer.events import Emit
 from lora_trainer.forecast import largest_size, warn_of_card
+from lora_trainer.host.base import free_memory
 from lora_trainer.models.family import TrainableModel
 from lora_trainer.plan import TrainPlan
 from lora_trainer.training.feeder import Feeder
@@ -47,7 +47,7 @@ class MemoryLadder:
             TrainingError: adapting was not asked for, or nothing is left to make smaller; says numbers and what to set.
         """
         memory = describe_memory(self.device)
-        free_memory(self.device)
+        free_memory()
         if not self.adapts:
             raise TrainingError(f"out of memory at step {step + 1} ({memory}). {self._advice()}")
         if self.feeder.split_batches():
@@ -108,13 +108,6 @@ def describe_memory(device: torch.device) -> str:
         memory = psutil.virtual_memory()
         free, total = memory.available, memory.total
     return f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB in use"
-
-
-def free_memory(device: torch.device) -> None:
-    """Gives unused memory back. Slow; only after a failed allocation and between phases."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def memory_in_use(device: torch.device) -> int:

@@ -43,6 +43,12 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 or torch.version.hip else "fp16"
 
 
+def choose_compute(device: str = "auto", precision: str = "auto") -> tuple[torch.device, torch.dtype]:
+    """Returns where frozen models run, and in which dtype. Raises as `choose_device`."""
+    chosen = choose_device(device)
+    return chosen, DTYPES[choose_precision(precision, chosen)]
+
+
 class Precision:
     """Autocast and loss scale of one run.
 

@@ -16,13 +16,14 @@ from PIL import Image
 from lora_trainer.adapters.adapter import Adapter
 from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.events import Emit
+from lora_trainer.host.base import free_memory
 from lora_trainer.inference.generate import generate
 from lora_trainer.inference.infotext import describe, save_png
 from lora_trainer.inference.settings import GenerateSettings
 from lora_trainer.models.diffusion import DiffusionModel
 from lora_trainer.models.family import TrainableModel
 from lora_trainer.run_folder import RunFolder
-from lora_trainer.training.memory import describe_memory, free_memory, is_out_of_memory
+from lora_trainer.training.memory import describe_memory, is_out_of_memory
 
 GAP = 8  # pixels between the two pictures
 
@@ -72,7 +73,7 @@ class Sampler:
             # Beyond the handler's end, since a traceback keeps the tensors of the failed pass alive.
             failure = self._try_prompt(step, number, prompt)
             if failure is not None:
-                free_memory(self._device)
+                free_memory()
                 if failure:
                     self._emit("warning", message=f"the samples of step {step} could not be drawn: {failure} Training goes on.")
                 return

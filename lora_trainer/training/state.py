@@ -134,7 +134,7 @@ def _take_out_tensors(values: dict[Any, Any], prefix: str, tensors: dict[str, Te
     rest: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Tensor):
-            tensors[f"{prefix}.{key}"] = value.clone()
+            tensors[f"{prefix}.{key}"] = value
         else:
             rest[str(key)] = _take_out_tensors(value, f"{prefix}.{key}", tensors) if isinstance(value, dict) else value
     return rest

@@ -20,12 +20,13 @@ from lora_trainer.dataset.buckets import crop_geometry
 from lora_trainer.dataset.losses import PictureLoss, read_losses, write_losses
 from lora_trainer.dataset.sampler import item_seed, stable_order
 from lora_trainer.events import Emit, fold_steps, read_events
+from lora_trainer.host.base import free_memory
 from lora_trainer.inference.generate import evaluating
 from lora_trainer.models.family import Objective, Tensors, TrainableModel
 from lora_trainer.plan import TrainPlan
 from lora_trainer.run_folder import RunFolder
 from lora_trainer.training.encoding import Encoder
-from lora_trainer.training.memory import describe_memory, free_memory, is_out_of_memory
+from lora_trainer.training.memory import describe_memory, is_out_of_memory
 from lora_trainer.training.mirror import choose_version
 from lora_trainer.training.precision import Precision
 
@@ -245,7 +246,7 @@ class Validator:
             if self._at_once == 1:
                 problem = f"out of memory while validating ({describe_memory(self._precision.device)})"
                 break
-            free_memory(self._precision.device)
+            free_memory()
             self._at_once //= 2
         self._emit("warning", message=f"{problem}; this look is left out, and training goes on.")
         return None

@@ -171,7 +171,7 @@ def draw_report(looked: Looked) -> str:
         for group in report.groups
     )
     heading = f"<p>{report.num_pictures} {word('pictures checked, for')} {report.resolution} {word('pixels')}</p>"
-    return heading + (markup.facts(counts) or word("Nothing to complain about.")) + (f"<ul>{groups}</ul>" if groups else "")
+    return heading + (markup.facts(counts) or word("No problems found.")) + (f"<ul>{groups}</ul>" if groups else "")
 
 
 def draw_large(folder: Path, name: str, cache_dir: Path) -> str:

@@ -16,8 +16,13 @@ from lora_trainer.ui.compat import unsaved
 from lora_trainer.ui.markup import escape, word
 from lora_trainer.ui.services import Services
 
-BEST = "The best that is here"
-MODES = {"Only missing ones": "missing", "All anew": "overwrite", "Put before": "prepend", "Put behind": "append"}
+BEST = "Best one on this computer"
+MODES = {
+    "Only missing ones": "missing",
+    "Rewrite all": "overwrite",
+    "Before the existing caption": "prepend",
+    "After the existing caption": "append",
+}
 _TEXTS = ("model", "prompt", "banned", "replacements", "word_lists")
 _NUMBERS = ("terms", "num_beams", "min_tokens", "max_tokens", "batch_size")
 
@@ -58,7 +63,7 @@ class CaptionRunForm:
         self._text("prompt", "Captions begin with", placeholder="a painting of")
 
     def _build_words(self) -> None:
-        self._text("banned", "Words to take out", placeholder="beautiful, artistic", lines=2)
+        self._text("banned", "Words to remove", placeholder="beautiful, artistic", lines=2)
         self._text("replacements", "Words to replace", placeholder="watercolor painting = ink wash painting", lines=2)
         self._text("word_lists", "Terms to append", _HELP["word_lists"], placeholder="medium: ink wash, oil painting", lines=3)
         with gr.Row(elem_classes="lora_trainer_fields"):
@@ -148,15 +153,15 @@ def draw_question(downloads: list[Download], title: str) -> str:
         size = f"<strong>{describe_mb(one.size_mb)}</strong> " if one.size_mb else ""
         parts.append(
             f"<p>{word('Not on this computer yet:')} <strong>{escape(one.model)}</strong>. {size}"
-            f"{word('would be loaded once; a download that breaks off goes on the next time.')}</p>"
+            f"{word('will be downloaded once; a download that breaks off goes on the next time.')}</p>"
             f"<details><summary>{word('By hand')}</summary><p>{escape(one.by_hand())}</p></details>"
         )
     return markup.box("".join(parts), "message", "question", role="status")
 
 
 _HELP = {
-    "captioner": "What is missing is only loaded after you have agreed.",
-    "has_trigger": "That of the part Train, once, in every caption that is written.",
+    "captioner": "What is missing is only downloaded after you have agreed.",
+    "has_trigger": "Puts the trigger word from the Train tab first in every new caption.",
     "word_lists": "One list a line: medium, style, era, composition. CLIP compares them with the picture and appends the best.",
     "model": "A folder with the captioner's files, or an id on the hub. Empty: the captioner's own.",
 }

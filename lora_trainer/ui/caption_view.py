@@ -45,15 +45,15 @@ _FINDINGS = {
     "Unreadable pictures": "unreadable",
     "Truncated pictures": "truncated",
     "Too small": "too small",
-    "Of one colour": "one colour",
+    "Single colour": "one colour",
     "Blurred": "blurred",
     "Near-duplicates": "duplicate",
     "With borders": "borders",
     "With transparency": "transparency",
-    "Turned by EXIF": "turned",
+    "Rotated by EXIF": "turned",
     "Extreme shape": "extreme aspect",
 }
-SPARE = "Near-duplicates but the sharpest"
+SPARE = "Near-duplicates, except the sharpest"
 ANY_FINDING = "With any finding"
 FILTERS = ("All", *_ADVICE, ANY_FINDING, *_FINDINGS, SPARE)
 
@@ -172,8 +172,8 @@ EDITS: dict[str, Callable[[str, str, Mapping[str, Any]], Edit]] = {
     "Trigger word first, once": lambda find, other, how: put_trigger_first(find or str(how.get("trigger") or "")),
     "Sort tags": lambda find, other, how: sort_tags(keep_first=1 if how.get("trigger") else 0),
     "Remove repeated tags": lambda find, other, how: dedupe_tags(),
-    "Small letters": lambda find, other, how: change_case("lower"),
-    "Capital letters": lambda find, other, how: change_case("upper"),
+    "lowercase": lambda find, other, how: change_case("lower"),
+    "UPPERCASE": lambda find, other, how: change_case("upper"),
     "Each Word With A Capital": lambda find, other, how: change_case("title"),
     "First letter a capital": lambda find, other, how: change_case("sentence"),
 }

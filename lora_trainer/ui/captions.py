@@ -116,9 +116,9 @@ class CaptionsPart:
         self.find = unsaved(
             gr.Textbox(label="Find, or what is added or removed", lines=1, max_lines=8, elem_id="lora_trainer_captions_find")
         )
-        self.other = unsaved(gr.Textbox(label="Replace by", lines=1, max_lines=8, elem_id="lora_trainer_captions_other"))
+        self.other = unsaved(gr.Textbox(label="Replace with", lines=1, max_lines=8, elem_id="lora_trainer_captions_other"))
         with gr.Row():
-            self.ignore_case = unsaved(gr.Checkbox(label="In any case", elem_id="lora_trainer_captions_ignore_case"))
+            self.ignore_case = unsaved(gr.Checkbox(label="Ignore case", elem_id="lora_trainer_captions_ignore_case"))
             self.whole_words = unsaved(gr.Checkbox(label="Whole words", elem_id="lora_trainer_captions_whole_words"))
         with gr.Row(elem_classes="lora_trainer_tools"):
             self.preview = gr.Button("Preview", size="sm", min_width=110, elem_id="lora_trainer_captions_preview")

@@ -42,7 +42,7 @@ TOOLS = {
     "Lower the rank": "resize",
     "Merge several": "merge",
     "Split UNet and text encoder": "split",
-    "Other precision": "convert",
+    "Change precision": "convert",
 }
 TEXTS = ("activation_text", "negative_text", "description", "notes")
 
@@ -106,7 +106,7 @@ class LibraryShelf:
 
         self.card = {
             "activation_text": text("activation_text", "Trigger words"),
-            "negative_text": text("negative_text", "Against"),
+            "negative_text": text("negative_text", "Negative prompt"),
         }
         self.card["preferred_weight"] = unsaved(
             gr.Number(value=0, label="Preferred weight (0: the WebUI's)", interactive=True, elem_id="lora_trainer_library_weight")
@@ -251,8 +251,8 @@ class LibraryShelf:
 
     def _rename(self, values: dict[str, Any]) -> dict[str, Any]:
         path, folder = self._path(values), self.services.host.folders().lora_dir
+        self.services.host.lora_changed(path)  # before, so that it lets go of the file
         new = rename(path, str(values["name"] or "").strip(), folder)
-        self.services.host.lora_changed(path)
         self.services.host.lora_changed(new)
         said = f"{word('It is called')} <strong>{escape(new.stem)}</strong>; {word('write that in the tag, too.')}"
         key = next((key for key, item in name_items(list_shelf(folder), folder).items() if item.path == new), "")
@@ -262,6 +262,7 @@ class LibraryShelf:
 
     def _repair(self, values: dict[str, Any]) -> dict[str, Any]:
         path = self._path(values)
+        self.services.host.lora_changed(path)  # before, so that it lets go of the file
         done = repair(path, base=None if values["base"] in (None, NONE) else values["base"])
         self.services.host.lora_changed(path)
         rows = "".join(f"<li>{escape(change)}</li>" for change in done.changes)

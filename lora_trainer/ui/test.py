@@ -17,7 +17,7 @@ from lora_trainer.adapters.diagnosis import diagnose
 from lora_trainer.adapters.library import find_lora
 from lora_trainer.adapters.shelf import pick
 from lora_trainer.adapters.tags import parse_prompt
-from lora_trainer.errors import AdapterError, ConfigError, JobError, Problem
+from lora_trainer.errors import AdapterError, ConfigError, JobError, LoraInUseError, Problem
 from lora_trainer.jobs.view import JobView
 from lora_trainer.ui import grid_view, markup
 from lora_trainer.ui.compat import listen, unsaved
@@ -54,7 +54,7 @@ class TestPart:
                     self.draw = gr.Button("Draw", variant="primary", min_width=140, elem_id="lora_trainer_test_draw")
                     self.stop = gr.Button("Stop drawing", visible=False, min_width=140, elem_id="lora_trainer_test_stop")
                 gr.HTML(self._say_who_draws(), elem_id="lora_trainer_test_pipeline")
-                with gr.Accordion("It has no effect, or not the one expected", open=False):
+                with gr.Accordion("No effect, or not what you expected?", open=False):
                     self.examine = gr.Button("Examine the LoRAs", size="sm", elem_id="lora_trainer_test_examine")
                     self.examined = gr.HTML("", elem_id="lora_trainer_test_examined")
             with gr.Column(scale=5):
@@ -229,7 +229,11 @@ class TestPart:
         source, weight = self._source_of(loras[0]), round(view.weights[place[1]] * loras[0]["unet"], 4)
         folder = self.services.host.folders().lora_dir
         preview = Path(view.cells[place]["path"]).read_bytes()
-        path = pick(source, weight, preview, folder)
+        try:
+            path = pick(source, weight, preview, folder)
+        except LoraInUseError as error:  # perhaps by the host itself, which drew with it
+            self.services.host.lora_changed(error.path)
+            path = pick(source, weight, preview, folder)
         self.services.host.lora_changed(path)
         name = f"<strong>{escape(path.stem)}</strong>"
         said = f"{name} {word('is ready: its card has the weight')} {weight:g} {word('and this picture.')}"

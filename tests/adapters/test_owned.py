@@ -8,13 +8,14 @@ import pytest
 
 from lora_trainer.adapters.container import model_hash
 from lora_trainer.adapters.folder import Card
-from lora_trainer.adapters.library import list_trash, restore
+from lora_trainer.adapters.library import list_trash, rename, restore
 from lora_trainer.adapters.owned import IN_DOUBT, is_ours, owned_files, publish_for, read_published, record
 from lora_trainer.adapters.repair import repair
 from lora_trainer.adapters.shelf import pick
-from lora_trainer.errors import AdapterError
+from lora_trainer.errors import AdapterError, LoraInUseError
 from lora_trainer.run_folder import RunFolder
 from tests.adapters.test_shelf import PNG, make
+from tests.test_files import InUse
 
 
 @pytest.fixture
@@ -75,3 +76,26 @@ def test_a_file_that_is_gone_cannot_be_picked(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"ink\.safetensors is not there any more"):
         pick(tmp_path / "ink.safetensors", 0.5, PNG, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pick_over_a_file_in_use_says_so_and_changes_nothing(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loras = tmp_path / "Lora"
+    final = publish_for(run, make(run.export_path("ink")), loras, "ink", card=Card(preferred_weight=0.7))
+    before = {path.name: path.read_bytes() for path in loras.iterdir()}
+    with monkeypatch.context() as patch:
+        InUse(patch, final, times=99)
+        with pytest.raises(LoraInUseError, match=r"ink\.safetensors is in use by a program.*Close the program") as raised:
+            pick(make(run.step_path("ink", 100), 0.5), 0.5, PNG, loras)
+    assert raised.value.path == final
+    assert {path.name: path.read_bytes() for path in loras.iterdir()} == before
+
+
+def test_what_is_mended_in_place_has_no_namesake_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path / "ink.safetensors", ss_network_dim="9").rename(tmp_path / "brush.safetensors")
+    InUse(monkeypatch, path, times=99)
+    for change in (lambda: repair(path), lambda: rename(path, "brush", tmp_path)):
+        with pytest.raises(LoraInUseError, match=r"brush\.safetensors is in use by a program"):
+            change()
+    assert list(tmp_path.iterdir()) == [path]

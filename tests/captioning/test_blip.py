@@ -60,7 +60,7 @@ def test_half_precision_is_taken() -> None:
 
 def test_a_model_that_is_nowhere_says_how_to_get_it(tmp_path: Path) -> None:
     with (
-        pytest.raises(ModelError, match=r"nobody/no-such-model is no folder .* --model"),
+        pytest.raises(ModelError, match=r"nobody/no-such-model is not a folder .* --model"),
         load(CaptionerSettings("nobody/no-such-model")),
     ):
         pass

@@ -59,7 +59,7 @@ def test_a_page_writes_texts_and_a_program_lists_and_tables(tmp_path: Path) -> N
         ("model", "no such folder", "neither a folder nor an id"),
         ("download", "yes", "true or false"),
         ("promt", "x", "did you mean 'prompt'"),
-        ("input_dir", "/nowhere/at/all", "is no folder"),
+        ("input_dir", "/nowhere/at/all", "is not a folder"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path: Path, name: str, value: object, said: str) -> None:
@@ -74,7 +74,7 @@ def test_what_would_be_loaded_is_told_with_its_size_and_the_way_by_hand(tmp_path
         ("made/up", 0),
         ("openai/clip-vit-large-patch14", 1710),
     ]
-    with pytest.raises(ConfigError, match=r"1\.7 GB would be loaded once, from http://127.*or load the files of") as caught:
+    with pytest.raises(ConfigError, match=r"1\.7 GB will be downloaded once, from http://127.*or load the files of") as caught:
         check_download(options, tmp_path)
     assert [problem.field for problem in caught.value.problems] == ["download", "download"]
     check_download(read(tmp_path, model="made/up", download=True), tmp_path)

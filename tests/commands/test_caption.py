@@ -67,7 +67,7 @@ def test_a_download_is_asked_for_first(folder: Path, capsys: pytest.CaptureFixtu
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     assert main(["caption", "--input", str(folder)]) == 2
     said = capsys.readouterr().err
-    assert "990 MB would be loaded once" in said and "--download" in said and "lora_trainer_data" in said
+    assert "990 MB will be downloaded once" in said and "--download" in said and "lora_trainer_data" in said
 
 
 def test_a_model_of_the_hub_is_loaded_and_used(

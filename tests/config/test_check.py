@@ -35,7 +35,7 @@ def test_missing_paths_are_all_named(values):
     values |= {"base_model": "no/such.safetensors", "metadata_path": "no/such.csv", "lora_dir": "no/such"}
     found = findings(values)
     assert set(found) == {"base_model", "metadata_path", "lora_dir"}
-    assert "such.safetensors) is no file" in found["base_model"]
+    assert "such.safetensors) is not a file" in found["base_model"]
 
 
 def test_a_run_folder_within_the_pictures_is_refused(values):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from lora_trainer.dataset.scan import list_files, picture_names
 from lora_trainer.dataset.table_writing import format_table
 from lora_trainer.dataset.tables import clean_caption, read_table
 from lora_trainer.errors import DatasetError
+from lora_trainer.files import temporary_for
 
 from .test_captions import HARD_CAPTIONS
 
@@ -303,6 +305,72 @@ def test_reading_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / KEPT_FOLDER).exists()
 
 
+@pytest.mark.parametrize("stem", ["a" * 236, "水" * 80])
+def test_the_longest_names_that_a_picture_can_have_are_captioned(tmp_path: Path, stem: str) -> None:
+    store = make_set(tmp_path, f"{stem}.png", "b.png")
+    store.save_all({f"{stem}.png": "long", "b.png": "short"}, {}, title="both")
+    assert on_disk(tmp_path) == {f"{stem}.png": "long", "b.png": "short"}
+    store.undo()
+    assert on_disk(tmp_path) == {}
+
+
+class TestOneThatCannotBeWritten:
+    """The system refuses one caption file, as Windows does one whose name is too long, or that another program holds."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaptionStore:
+        store = make_set(tmp_path)
+        store.save_all({"a.png": "first", "b.png": "first"}, {}, title="earlier")
+        monkeypatch.setattr("lora_trainer.files.RETRY_SECONDS", ())
+        self.replace = os.replace
+
+        def refusing(source: Path, target: Path) -> None:
+            if Path(target).name.startswith("a."):
+                raise OSError(36, "File name too long", str(target))
+            self.replace(source, target)
+
+        monkeypatch.setattr("lora_trainer.files.os.replace", refusing)
+        with pytest.raises(DatasetError, match=r"a\.txt cannot be written: File name too long.*undo"):
+            store.save("a.png", "second", seen="first")
+        return store
+
+    def test_the_others_are_changed_and_undone_and_it_is_told_of(self, store: CaptionStore, tmp_path: Path) -> None:
+        store.save("b.png", "second", seen="first")
+        store.save("c.png", "second", seen="")
+        assert on_disk(tmp_path) == {"a.png": "first", "b.png": "second", "c.png": "second"}
+        (problem,) = CaptionStore(tmp_path).read().problems
+        assert "a.txt cannot be written" in problem.message
+        store.undo()
+        store.undo()
+        assert on_disk(tmp_path) == {"a.png": "first", "b.png": "first"}
+
+    def test_undo_takes_it_back_and_goes_on_to_earlier_ones(self, store: CaptionStore, tmp_path: Path) -> None:
+        assert store.undo().conflicts == ()
+        assert store.read().problems == ()
+        assert (earlier := store.undoable()) is not None and earlier.title == "earlier"
+        assert on_disk(tmp_path) == {"a.png": "first", "b.png": "first"}
+
+    def test_it_is_finished_when_it_can_be_also_after_other_changes(
+        self, store: CaptionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.save("b.png", "second", seen="first")
+        monkeypatch.setattr("lora_trainer.files.os.replace", self.replace)
+        found = CaptionStore(tmp_path).read()
+        assert found.captions == {"a.png": "second", "b.png": "second", "c.png": ""} and found.problems == ()
+        CaptionStore(tmp_path).undo()
+        CaptionStore(tmp_path).undo()
+        assert on_disk(tmp_path) == {"a.png": "first", "b.png": "first"}
+
+    def test_a_later_text_of_the_same_picture_counts(
+        self, store: CaptionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "a.txt").write_text("by hand", encoding="utf-8")
+        monkeypatch.setattr("lora_trainer.files.os.replace", self.replace)
+        store.save("a.png", "third", seen="by hand")
+        assert store.read().problems == ()
+        assert on_disk(tmp_path) == {"a.png": "third", "b.png": "first"}
+
+
 def run_child(folder: Path, kind: str, kill_at: int = 0) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tests.dataset.caption_child", str(folder), kind, str(kill_at)],
@@ -398,7 +466,8 @@ def test_what_a_killed_one_left_half_written_is_removed_whatever_the_name(tmp_pa
     line = {"change": 1, "time": 0.0, "title": "captioned", "values": values}
     (tmp_path / KEPT_FOLDER).mkdir()
     (tmp_path / KEPT_FOLDER / "captions.jsonl").write_text(f"{json.dumps(line)}\n", encoding="utf-8")
-    for name in (".[1] a.txt.99-1.tmp", ".b.txt.99-1.tmp", ".another.txt.99-1.tmp"):
-        (tmp_path / name).write_bytes(b"a b")
+    for name in ("[1] a.txt", "b.txt", "another.txt"):
+        temporary_for(tmp_path / name).write_bytes(b"a b")
+    (kept,) = tmp_path.glob(f"{temporary_for(tmp_path / 'another.txt').name[:9]}*")
     assert store.read().captions == {"[1] a.png": "a boat", "b.png": "a bridge"}
-    assert [path.name for path in tmp_path.glob(".*.tmp")] == [".another.txt.99-1.tmp"]
+    assert list(tmp_path.glob(".*.tmp")) == [kept]

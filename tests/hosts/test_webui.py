@@ -504,7 +504,9 @@ class TestForge:
             loader.refresh({(str(path), 0.7): 1.0})
             loader.refresh({(str(path), 0.7): 2.0})
         assert [loader.merged for loader in loaders] == [[1.0], [1.0]]  # the trap is there
+        loaded.unet.lora_patches[str(path), 0.7] = 1.0
         find_host().lora_changed(path)
+        assert loaded.unet.lora_patches == {}  # else the file stays in use
         for loader in loaders:
             loader.refresh({(str(path), 0.7): 2.0})
         assert [loader.merged for loader in loaders] == [[2.0], [2.0]]

@@ -10,6 +10,7 @@ from lora_trainer.captioning.table import CAPTIONERS
 from lora_trainer.dataset.caption_store import CaptionStore
 from lora_trainer.errors import ConfigError, ModelError
 from lora_trainer.registry import Entry, Registry
+from lora_trainer.training import precision
 from tests.jobs.conftest import wait_for, wait_status
 from tests.training.conftest import pictures  # noqa: F401 - a fixture
 
@@ -73,6 +74,14 @@ def test_missing_captions_are_written_and_taken_back_as_one(queue, host, folder)
     assert host.history == ["lent for captions", "given back"]
     CaptionStore(folder).undo()
     assert sorted(filter(None, captions(folder).values())) == ["astronaut, part 0, orange suit"]
+
+
+def test_the_device_is_chosen_while_it_is_borrowed(queue, host, folder, monkeypatch):
+    """With several cards the host makes its own the current one only then."""
+    chosen, choose = [], precision.choose_device
+    monkeypatch.setattr(precision, "choose_device", lambda name: chosen.append(host.num_borrowers) or choose(name))
+    wait_status(queue, add(queue, folder), "finished")
+    assert chosen == [1]
 
 
 def test_overwrite_writes_all_anew(queue, folder):

@@ -10,8 +10,12 @@ import torch
 from torch import nn
 
 from lora_trainer.control import TrainControl
+from lora_trainer.errors import TrainingError
+from lora_trainer.host.base import OwnDevice
+from lora_trainer.host.standalone import Standalone
 from lora_trainer.training.luggage import Luggage
 from lora_trainer.training.run import train
+from lora_trainer.training.state import load_state
 from tests.training import toy
 from tests.training.test_run import TOTAL_STEPS, assert_same_file, losses_of, run
 
@@ -154,6 +158,52 @@ def test_out_of_memory_beside_the_owners_models_repeats_the_step_without_them(to
     assert claims == [True]
     assert not any("memory" in event.data.get("message", "") for event in events)  # nothing had to become smaller
     assert_same_file(result.path, whole.path)
+
+
+def no_room(monkeypatch, first, num_times):
+    """Has memory run out when the run comes back, from that time on as often as that."""
+    move_back, tries = Luggage._move_back, []
+
+    def find_room(self):
+        tries.append(True)
+        if first <= len(tries) < first + num_times:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        move_back(self)
+
+    monkeypatch.setattr(Luggage, "_move_back", find_room)
+
+
+@pytest.mark.parametrize("first", [2, 20])  # while encoding, and between two steps
+def test_no_room_to_come_back_at_the_first_try(toy_config, tmp_path, monkeypatch, first):
+    whole, _ = run(toy_config(output_dir=str(tmp_path / "whole" / "toy")))
+    no_room(monkeypatch, first, 1)
+    result, _ = run_with(GenerousLease(), toy_config(cache_dir=str(tmp_path / "empty")))
+    assert_same_file(result.path, whole.path)
+
+
+def test_no_room_to_come_back_at_all_loses_nothing(toy_config, tmp_path, monkeypatch):
+    whole, _ = run(toy_config(output_dir=str(tmp_path / "whole" / "toy"), save_steps="1000"))
+    config = toy_config(save_steps="1000", on_out_of_memory="adapt")
+    with monkeypatch.context() as patch:
+        no_room(patch, 30, 1000)
+        with pytest.raises(TrainingError, match=r"found no room on the card when it came back \(.* in use\).*and continue"):
+            run_with(GenerousLease(), config)
+    numbers, _, _ = load_state(config.output_dir / "state")
+    result, events = run(config)
+    assert numbers.step > 0 and len(losses_of(events)) == TOTAL_STEPS - numbers.step
+    assert_same_file(result.path, whole.path)
+
+
+def test_a_pause_gives_the_cards_memory_to_other_programs(monkeypatch):
+    freed = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
+    monkeypatch.setattr("lora_trainer.host.base.PAUSE_POLL_SECONDS", 0.001)
+    OwnDevice().give_way(lambda: None, lambda: None, is_paused=iter([True, True, False]).__next__)
+    assert freed == [True]
+    with Standalone().borrow_device("Training"):
+        assert freed == [True]
+    assert freed == [True, True]
 
 
 class Whole(nn.Module):

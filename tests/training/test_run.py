@@ -6,6 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from lora_trainer.adapters.container import read_header
 from lora_trainer.control import TrainControl
 from lora_trainer.dataset.caption_store import CaptionStore
 from lora_trainer.errors import ConfigError, RunFolderError, TrainingError
@@ -13,6 +14,7 @@ from lora_trainer.events import fold_steps, read_events
 from lora_trainer.run_folder import RunFolder
 from lora_trainer.training import session
 from lora_trainer.training.run import train
+from tests.test_files import InUse
 from tests.training import toy
 
 TOTAL_STEPS = 24  # 3 pictures in each of 2 buckets: 4 batches of at most 2; 6 epochs
@@ -230,6 +232,20 @@ def test_an_extended_run_keeps_the_file_that_it_had_finished_with(toy_config):
     kept = safetensors.torch.load(first.path.with_name(f"toy-step{TOTAL_STEPS:08d}.safetensors").read_bytes())
     assert kept.keys() == before.keys()
     assert all(torch.equal(kept[key], before[key]) for key in kept)
+
+
+def test_an_extended_run_whose_lora_is_in_use_takes_another_name_and_says_so(toy_config, tmp_path, monkeypatch):
+    lora_dir = tmp_path / "Lora"
+    lora_dir.mkdir()
+    run(toy_config(lora_dir=lora_dir, max_train_steps=2))
+    before = (lora_dir / "toy.safetensors").read_bytes()
+    InUse(monkeypatch, lora_dir / "toy.safetensors", times=99)
+    extended, events = run(toy_config(lora_dir=lora_dir, max_train_steps=3))
+    assert extended.status == "finished" and (lora_dir / "toy.safetensors").read_bytes() == before
+    assert sorted(path.name for path in lora_dir.glob("*.safetensors")) == ["toy-2.safetensors", "toy.safetensors"]
+    assert read_header(lora_dir / "toy-2.safetensors").metadata["ss_output_name"] == "toy-2"
+    (warning,) = [text for event in events if "in use" in (text := str(event.data.get("message")))]
+    assert warning.endswith("toy.safetensors is in use by a program and stays as it was; this run's LoRA is named toy-2 there.")
 
 
 def test_a_finished_file_that_was_moved_away_is_written_again(toy_config):

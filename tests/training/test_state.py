@@ -74,6 +74,13 @@ def test_the_library_reads_every_kind_of_tensor_from_a_state(tmp_path):
         assert json.loads(file.metadata()["state"])["step"] == 5
 
 
+def test_saving_takes_no_second_copy_of_the_state_on_the_device(tmp_path, monkeypatch):
+    weight, optimizer = make()
+    take_step(weight, optimizer)
+    monkeypatch.setattr(torch.Tensor, "clone", lambda *args, **options: pytest.fail("a tensor was copied where it lies"))
+    save_state(tmp_path, TrainState(step=1), {"w": weight.detach()}, optimizer)
+
+
 def test_a_disk_that_keeps_something_else_is_told_and_the_older_state_stays(tmp_path, monkeypatch):
     _, optimizer = make()
     save_state(tmp_path, TrainState(step=1), {"w": torch.ones(2)}, optimizer)

@@ -283,7 +283,7 @@ def test_noise_levels_of_a_picture_are_spread_over_the_schedule(tmp_path, monkey
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation_dir": "nowhere"}, r"validation_dir: \(nowhere\) is no folder"),
+        ({"validation_dir": "nowhere"}, r"validation_dir: \(nowhere\) is not a folder"),
         ({"validation_share": "0.6"}, r"validation_share: \(0.6\) must be at least 0 and at most 0.5"),
     ],
 )

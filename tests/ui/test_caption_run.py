@@ -82,7 +82,7 @@ def test_all_fields_reach_the_job(part, services, make_set):
     make_set(num_pictures=1)
     wishes = {
         "captioner": "The demo's BLIP",
-        "mode": "Put behind",
+        "mode": "After the existing caption",
         "prompt": "a painting of",
         "banned": "beautiful",
         "replacements": "watercolor = ink wash",

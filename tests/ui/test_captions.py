@@ -145,9 +145,9 @@ def test_without_a_preview_nothing_is_changed(part, make_set):
     folder = make_set(num_pictures=1)
     assert "Preview" in part._apply(values_of(pending=None))["message"]
     make_set("other", num_pictures=1)
-    pending = part._preview(values_of(edit="Small letters", source="other"))["pending"]
+    pending = part._preview(values_of(edit="lowercase", source="other"))["pending"]
     assert pending is None
-    pending = part._preview(values_of(edit="Capital letters", source="other"))["pending"]
+    pending = part._preview(values_of(edit="UPPERCASE", source="other"))["pending"]
     assert "Preview" in part._apply(values_of(pending=pending))["message"]
     assert CaptionStore(folder).read().captions["000.png"] == "a boat 0"
 
@@ -167,7 +167,7 @@ def test_every_filter_can_be_shown_before_and_after_a_check(part, make_set, show
 
     report_quality(folder).save(report_path(folder))
     shown = fields(part.show(values_of(shows=shows, trigger="ink"))["cards"])
-    assert len(shown) == (3 if shows in ("All", "Without trigger word", "With any finding", "Too small", "Of one colour") else 0)
+    assert len(shown) == (3 if shows in ("All", "Without trigger word", "With any finding", "Too small", "Single colour") else 0)
 
 
 def test_patterns_and_texts_filter(part, make_set):

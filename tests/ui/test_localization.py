@@ -29,3 +29,8 @@ def test_chinese_is_chinese():
     assert same == {"LoRA", "VAE", "Alpha", "Dropout", "Clip skip", "Min-SNR gamma"} | {
         f"Stable Diffusion {version}" for version in ("1", "2", "XL")
     }
+
+
+def test_the_memory_of_a_graphics_card_is_not_called_that_of_the_computer():
+    """English has one word for both; only a job's own figure is either, by its device."""
+    assert {text for text, chinese in WORDS.items() if "内存" in chinese} == {"of main memory", "Memory"}

@@ -16,7 +16,7 @@ from lora_trainer.adapters.container import model_hash
 from lora_trainer.adapters.folder import Card
 from lora_trainer.adapters.library import edit_card, list_trash, read_card
 from lora_trainer.dataset.library import DatasetLibrary
-from lora_trainer.errors import AdapterError, ConfigError, JobError
+from lora_trainer.errors import AdapterError, ConfigError, JobError, LoraInUseError
 from lora_trainer.events import EventWriter, TrainEvent
 from lora_trainer.host.standalone import Standalone
 from lora_trainer.jobs.queue import JobQueue
@@ -25,6 +25,7 @@ from lora_trainer.ui import grid_view
 from lora_trainer.ui.page import Page
 from lora_trainer.ui.services import Services
 from tests.adapters.test_shelf import make
+from tests.test_files import InUse
 
 pytestmark = pytest.mark.hosts
 
@@ -149,6 +150,25 @@ def test_a_picked_step_is_the_lora_with_weight_and_preview(page: Page, services:
         test._pick(values_of(page, chosen="0-0"), page.parts["runs"])
     with pytest.raises(JobError, match="No picture is chosen"):
         test._pick(values_of(page, chosen=""), page.parts["runs"])
+
+
+def test_a_lora_that_the_host_itself_holds_can_be_replaced_by_a_step(
+    page: Page, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Forge does on Windows, until it is told."""
+    lora = services.host.folders().lora_dir / "ink.safetensors"
+    run = services.host.folders().runs / "ink"
+    (run / "job.json").write_text(json.dumps({"published": ["ink.safetensors"]}), encoding="utf-8")
+    program = InUse(monkeypatch, lora, times=99)
+    with pytest.raises(LoraInUseError, match=r"ink\.safetensors is in use"):
+        page.parts["test"]._pick(values_of(page, chosen="1-1"), page.parts["runs"])
+
+    def let_go(path: Path) -> None:
+        program.times = 0
+
+    monkeypatch.setattr(services.host, "lora_changed", let_go)
+    page.parts["test"]._pick(values_of(page, chosen="1-1"), page.parts["runs"])
+    assert read_card(lora).preferred_weight == 0.5 and not list(lora.parent.glob("*.new-*"))
 
 
 def test_after_a_step_was_picked_the_finished_file_can_be_picked_again(page: Page, services: Services) -> None:

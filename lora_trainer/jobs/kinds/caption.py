@@ -37,11 +37,9 @@ def run(settings: Mapping[str, Any], context: JobContext) -> None:
     """Writes the captions; what is written stays when it is stopped, and the same job goes on from there."""
     from lora_trainer.captioning.places import StorePlace
     from lora_trainer.captioning.work import CaptionWork
-    from lora_trainer.training.precision import DTYPES, choose_device, choose_precision
+    from lora_trainer.training.precision import choose_compute
 
     options = read(settings, context.host)
-    device = choose_device(options.device)
-    dtype = DTYPES[choose_precision(options.precision, device)]
     place = StorePlace(
         CaptionStore(Path(options.input_dir)),
         options.wording,
@@ -49,7 +47,9 @@ def run(settings: Mapping[str, Any], context: JobContext) -> None:
         run=context.folder.name,
         emit=context.emit,
     )
-    work = CaptionWork(options, context.host.folders().captioners, device, dtype, context.host)
+    work = CaptionWork(
+        options, context.host.folders().captioners, lambda: choose_compute(options.device, options.precision), context.host
+    )
     result = work.run(place, borrow=context.borrow, control=context.control, emit=context.emit)
     message = f"{result.num_written} captions written; {result.num_kept} that were there are kept."
     context.emit("notice", message=message)

@@ -79,13 +79,12 @@ def _draw(job: GridJob, base: ModelFile, context: JobContext, so_far: list[Grid]
     from lora_trainer.inference.grid import draw_cells
     from lora_trainer.models.family import ModelSettings
     from lora_trainer.models.table import load_model
-    from lora_trainer.training.precision import DTYPES, choose_device, choose_precision
+    from lora_trainer.training.precision import choose_compute
 
-    device = choose_device("auto")
-    dtype = DTYPES[choose_precision("auto", device)]
     vae = Path(job.vae) if job.vae else None
     with context.borrow() as lease:
         with lease.building():
+            device, dtype = choose_compute()
             model: Any = load_model(ModelSettings(base.path, device=device, dtype=dtype, vae=vae, clip_skip=job.clip_skip))
         rows = plan_rows(job, context.host, side=model.resolution)
         on_cell = _begin(rows, job, base.path.stem, context, so_far)

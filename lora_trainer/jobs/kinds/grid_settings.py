@@ -76,7 +76,7 @@ def read(settings: Mapping[str, Any], host: Host) -> GridJob:
     for name in ("train_data_dir", "clip"):
         folder = getattr(job, name)
         if folder and ("\0" in folder or not Path(folder).is_dir()):
-            problems.append(Problem(name, f"({folder!r}) is no folder.", hint="Correct it, or leave it empty."))
+            problems.append(Problem(name, f"({folder!r}) is not a folder.", hint="Correct it, or leave it empty."))
     num_cells = max(1, len(job.loras)) * len(job.prompts) * len(job.seeds) * len({0.0, *job.weights})
     if num_cells > MOST_CELLS:
         problems.append(Problem("prompts", f"come to {num_cells} pictures; at most {MOST_CELLS}.", hint="Take fewer rows."))

@@ -24,7 +24,7 @@ def read_folder(settings: Mapping[str, Any], known: tuple[str, ...]) -> Path:
     problems = [Problem(name, f"is not a setting{did_you_mean(name, known)}") for name in settings if name not in known]
     folder = str(settings.get("input_dir") or "")
     if not folder or "\0" in folder or not Path(folder).is_dir():
-        problems.append(Problem("input_dir", f"({folder!r}) is no folder.", hint="Give the folder that holds the pictures."))
+        problems.append(Problem("input_dir", f"({folder!r}) is not a folder.", hint="Give the folder that holds the pictures."))
     if problems:
         raise ConfigError(problems)
     return Path(folder)

@@ -11,7 +11,7 @@ from lora_trainer.adapters.names import check_output_name
 from lora_trainer.config.check import check_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import ConfigError, LoraTrainerError
-from lora_trainer.events import fold_steps, read_events
+from lora_trainer.events import TrainEvent, fold_steps, read_events
 from lora_trainer.files import write_bytes
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.context import JobContext
@@ -41,11 +41,30 @@ def run(settings: Mapping[str, Any], context: JobContext) -> Path | None:
     from lora_trainer.training.run import train
 
     config = train_config(settings, context.host, folder=context.folder)
+
+    def watch(event: TrainEvent) -> None:
+        context.watch(event)
+        _release(config, event, context.host)
+
     with context.borrow() as lease:
-        result = train(config, control=context.control, watch=context.watch, lease=lease)
+        result = train(config, control=context.control, watch=watch, lease=lease)
     if result.path is None:
         return None
     return _hand_over(config, result.path, context)
+
+
+def _release(config: TrainConfig, event: TrainEvent, host: Host) -> None:
+    """Has the host let go of what the run put into the LoRA folder, once the file that replaces it is there."""
+    from lora_trainer.adapters.owned import read_published
+
+    folder = RunFolder(config.output_dir)
+    if config.lora_dir is None or event.kind != "exported":
+        return
+    if Path(event.data["path"]) != folder.export_path(folder.read_job().get("name", config.name)):
+        return
+    for name in read_published(folder):
+        if name.endswith(".safetensors"):
+            host.lora_changed(config.lora_dir / name)
 
 
 def _hand_over(config: TrainConfig, path: Path, context: JobContext) -> Path:
@@ -58,8 +77,8 @@ def _hand_over(config: TrainConfig, path: Path, context: JobContext) -> Path:
         path = config.lora_dir / published[-1]
         try:
             _add_preview(folder, path)
-            _copy_to_second_folder(config, path, context.host)
             context.host.lora_changed(path)
+            _copy_to_second_folder(config, path, context.host)
         except (OSError, LoraTrainerError) as error:  # the LoRA itself is there
             message = f"the LoRA is finished, but its preview, its second copy or the host's list of LoRAs is not: {error}"
             context.emit("warning", message=message)

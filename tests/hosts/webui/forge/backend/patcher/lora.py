@@ -18,6 +18,7 @@ class LoraLoader:
 class Patcher:
     def __init__(self) -> None:
         self.lora_loader = LoraLoader()
+        self.lora_patches: dict[tuple[str, float], float] = {}
 
 
 class Clip:
