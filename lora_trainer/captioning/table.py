@@ -31,7 +31,7 @@ CAPTIONERS = Registry(
         Entry(
             "blip2",
             "BLIP-2",
-            "The best sentences; answers a prompt such as “Question: what medium is this? Answer:”. Takes 8 GB on the card.",
+            "The best sentences; answers a prompt such as “Question: what medium is this? Answer:”. Needs a card of 12 GB.",
             "lora_trainer.captioning.blip2:load",
             options={"model": "Salesforce/blip2-opt-2.7b", "size_mb": 15500},
         ),

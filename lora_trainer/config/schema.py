@@ -166,18 +166,24 @@ class TrainConfig:
     )
 
     base_model: Path = _model("path", "Base model", "The checkpoint to train on: .safetensors, .ckpt or a diffusers folder.")
-    vae: Path | None = _model("path", "VAE", "Another VAE file. Empty: the checkpoint's own.", default=None)
+    vae: Path | None = _model(
+        "path",
+        "VAE",
+        "Another VAE file, for a base whose own gives black or washed-out pictures. Empty: the checkpoint's own.",
+        default=None,
+    )
     prediction_type: str = _model(
         "choice",
         "Prediction type",
-        "What the base predicts. auto reads it from the checkpoint and says what it found.",
+        "What the base predicts. auto reads it from the checkpoint and says what it found. Change it only if the "
+        "base is not recognised rightly.",
         default="auto",
         choices=("auto", "epsilon", "v_prediction"),
     )
     clip_skip: int = _model(
         "int",
         "Clip skip",
-        "1 takes the text encoder's last layer, 2 the last but one. Use what you generate with; SDXL ignores it.",
+        "1 takes the text encoder's last layer, 2 the last but one. Use what you generate with; SD2 and SDXL ignore it.",
         default=1,
         minimum=1,
         maximum=12,
@@ -203,11 +209,12 @@ class TrainConfig:
     lora_alpha: float | None = _lora(
         "float",
         "Alpha",
-        "The LoRA acts with alpha / rank. Empty: twice the rank.",
+        "The LoRA's effect is multiplied by alpha / rank, in training too: doubling it acts much like a higher "
+        "learning rate. Empty: twice the rank (kohya's scripts: 1). From a kohya configuration copy both numbers.",
         default=None,
         minimum=0,
         exclusive_minimum=True,
-        usual="1 or 2 times the rank",
+        usual="half of, equal to or twice the rank",
     )
     lora_dropout: float = _lora(
         "float",
@@ -218,7 +225,12 @@ class TrainConfig:
         maximum=0.95,
         usual="0 to 0.1",
     )
-    target_modules: tuple[str, ...] = _lora("names", "Trained layers", PROJECTIONS_HELP, default=("attention",))
+    target_modules: tuple[str, ...] = _lora(
+        "names",
+        "Trained layers",
+        f"attention for a style or a face, attention_ff for new shapes. {PROJECTIONS_HELP}",
+        default=("attention",),
+    )
 
     batch_size: int = _training(
         "int",
@@ -292,12 +304,12 @@ class TrainConfig:
         choices=OPTIMIZERS.names(),
     )
     weight_decay: float = _training(
-        "float", "Weight decay", "Pull of the LoRA's weights towards zero.", default=0.01, minimum=0, maximum=10
+        "float", "Weight decay", "Pull of the LoRA's weights towards zero. Leave it.", default=0.01, minimum=0, maximum=10
     )
     lr_scheduler: str = _training(
         "choice",
         "Learning-rate schedule",
-        "How the learning rate moves over the run.",
+        "How the learning rate moves over the run: cosine when the length is settled, constant to compare step files.",
         default="constant",
         choices=SCHEDULES.names(),
     )
@@ -322,7 +334,7 @@ class TrainConfig:
     lr_warmup_steps: int = _training(
         "int",
         "Warm-up",
-        "Steps over which the learning rate rises from zero.",
+        "Steps over which the learning rate rises from zero. 0 for AdamW; 5 % of the steps with prodigy or high rates.",
         default=0,
         minimum=0,
         maximum=1_000_000,
@@ -331,7 +343,7 @@ class TrainConfig:
     max_grad_norm: float = _training(
         "float",
         "Gradient clipping",
-        "Longest gradient that is let through, by its norm over all LoRA weights. 0: none.",
+        "Longest gradient that is let through, by its norm over all LoRA weights. 0: none. Leave it.",
         default=1.0,
         minimum=0,
         maximum=1e6,
@@ -349,7 +361,7 @@ class TrainConfig:
     debiased_estimation: bool = _training(
         "bool",
         "Debiased estimation",
-        "Another way of evening out the noise levels, more gently than Min-SNR and with more weight on composition. "
+        "Another way of evening out the noise levels, more strongly than Min-SNR and with more weight on composition. "
         "Not together with it.",
         default=False,
     )
@@ -379,10 +391,17 @@ class TrainConfig:
         default=False,
     )
     noise_offset: float = _training(
-        "float", "Noise offset", "Helps very dark and very bright pictures.", default=0.0, minimum=0, maximum=1, usual="0 to 0.1"
+        "float",
+        "Noise offset",
+        "Helps very dark and very bright pictures: 0.03 to 0.05 where pictures come out grey and flat. Not with "
+        "zero terminal SNR.",
+        default=0.0,
+        minimum=0,
+        maximum=1,
+        usual="0 to 0.1",
     )
     seed: int = _training(
-        "int", "Seed", "The same seed and settings give the same LoRA.", default=42, minimum=0, maximum=2**32 - 1
+        "int", "Seed", "The same seed and settings give the same LoRA. Leave it.", default=42, minimum=0, maximum=2**32 - 1
     )
 
     validation_share: float = _watching(
@@ -438,14 +457,15 @@ class TrainConfig:
     precision: str = _speed(
         "choice",
         "Precision",
-        "Of the frozen base and the arithmetic; the LoRA itself is always fp32. auto: bf16 or fp16 on a GPU, fp32 on a CPU.",
+        "Of the frozen base and the arithmetic; the LoRA itself is always fp32. auto: bf16 or fp16 on a GPU, fp32 "
+        "on a CPU. Take fp32 only if steps are skipped.",
         default="auto",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     gradient_checkpointing: bool = _speed(
         "bool",
         "Gradient checkpointing",
-        "Less memory for about a third more time. The result is the same.",
+        "Less memory for about a third more time. The result is the same. Turn it on for SDXL below 12 GB.",
         default=False,
         matters=False,
     )

@@ -221,9 +221,7 @@ def _judge(name: str, measures: Measures, resolution: int) -> Iterator[Finding]:
     (bucket,) = assign_buckets([(width, height)], resolution, upscale=True)
     enlarged = crop_geometry((width, height), bucket)[0][0] / width
     if enlarged > 1.0:
-        reason = (
-            f"has {width} x {height} pixels and would be enlarged {enlarged:.2f} times for {bucket}: the LoRA learns its blur."
-        )
+        reason = f"has {width} x {height} pixels, each side too short {enlarged:.2f} times for {bucket}: little detail to learn."
         yield Finding(name, "too small", reason, enlarged)
     if measures.contrast <= ONE_COLOUR:
         yield Finding(name, "one colour", f"is of one colour all over (its grey levels differ by {measures.contrast} of 255).")

@@ -26,7 +26,7 @@ from lora_trainer.ui.form import label_of
 from lora_trainer.ui.markup import escape, word
 
 USUAL_RESOLUTION = 512
-ENOUGH_TO_HOLD_BACK = 20
+ENOUGH_TO_HOLD_BACK = 40
 
 
 @dataclass(frozen=True)

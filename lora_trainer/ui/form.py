@@ -7,6 +7,7 @@ command line accept the same.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,11 @@ NONE = "none"
 def element_id(name: str) -> str:
     """Returns the id of a field's widget, by which the script finds it."""
     return f"lora_trainer_train_{name}"
+
+
+def in_labels(text: str) -> str:
+    """Returns a message with the names of settings, which a YAML file has, as the page calls them."""
+    return _NAMES.sub(lambda match: label_of(match[0]), text)
 
 
 def section_id(name: str) -> str:
@@ -136,6 +142,9 @@ def fill(values: Mapping[str, Any]) -> dict[str, Any]:
         except ValueError:  # shown as it was written; the problem is told beside it
             shown[name] = value
     return shown
+
+
+_NAMES = re.compile("|".join(rf"\b{name}\b" for name in field_infos() if "_" in name))  # others are words of every day
 
 
 def _preset_value(name: str, values: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import yaml
 
+from lora_trainer.config.schema import field_infos
 from lora_trainer.dataset.thumbnails import thumbnail
 from lora_trainer.jobs.view import JobView
 from lora_trainer.ui import markup
 from lora_trainer.ui.activity import word_of_phase, word_of_status
 from lora_trainer.ui.compat import listen, unsaved
 from lora_trainer.ui.curves import CurveReader
+from lora_trainer.ui.form import in_labels, label_of
 from lora_trainer.ui.library import LibraryShelf
 from lora_trainer.ui.markup import escape, word
 from lora_trainer.ui.plots import training_plot
@@ -247,9 +250,9 @@ def draw_status(job: JobView) -> str:
     }
     bar = markup.progress_bar(job.done, job.total, job.title) if job.is_active else ""
     parts = [heading, bar, markup.facts(figures)]
-    if job.error:
+    if job.error and not job.diagnosis:  # else the log has it, in the words of the engine
         parts.append(markup.box(escape(job.error), "message", "is_error", role="alert"))
-    parts.append(markup.problem_list(job.diagnosis))
+    parts.append(draw_diagnosis(job))
     if job.recommended:
         step, path, reason = job.recommended
         text = f"{word('Recommended step:')} <strong>{step}</strong> <code>{escape(Path(path).name)}</code> {escape(reason)}"
@@ -260,6 +263,26 @@ def draw_status(job: JobView) -> str:
         rows = "".join(f'<li class="lora_trainer_warning">{escape(warning)}</li>' for warning in job.warnings)
         parts.append(f'<ul class="lora_trainer_problems">{rows}</ul>')
     return "".join(parts)
+
+
+def draw_diagnosis(job: JobView) -> str:
+    """Returns what is or went wrong with a job in the words of the page, and how to go on after it failed."""
+    if job.kind != "train":
+        return markup.problem_list(job.diagnosis)
+    labels = {problem.field: label_of(problem.field) for problem in job.diagnosis if problem.field in field_infos()}
+    told = [
+        replace(
+            problem,
+            field=labels.get(problem.field, problem.field),
+            message=in_labels(problem.message),
+            hint=in_labels(problem.hint),
+        )
+        for problem in job.diagnosis
+    ]
+    parts = [markup.problem_list(told)]
+    if job.status == "failed" and labels:
+        parts.append(f"<p>{word('Press “Use these settings again”, change it, Start.')}</p>")
+    return markup.box("".join(parts), "diagnosis", role="alert") if told else ""
 
 
 def draw_settings(settings: Mapping[str, Any]) -> str:

@@ -10,12 +10,14 @@ import gradio as gr
 import pytest
 
 from lora_trainer.config.schema import field_infos
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import ConfigError, TrainingError
 from lora_trainer.events import TrainEvent
+from lora_trainer.jobs.diagnosis import diagnose_error
 from lora_trainer.ui import estimate, gallery
 from lora_trainer.ui.curves import MOST_POINTS, Curve
 from lora_trainer.ui.form import fill
 from lora_trainer.ui.page import Page, build_page
+from lora_trainer.ui.runs import draw_status
 
 pytestmark = pytest.mark.hosts
 
@@ -97,9 +99,9 @@ def test_memory_is_forecast_and_compared_with_this_machines_card(page, make_set,
     assert "For" in text_of(many["summary"]) and "Gradient checkpointing on" in text_of(many["summary"])
 
 
-def test_pictures_are_offered_for_validation_from_twenty_on(page, make_set, make_base):
+def test_pictures_are_offered_for_validation_from_forty_on(page, make_set, make_base):
     make_base()
-    for number, offered in ((19, False), (20, True)):
+    for number, offered in ((39, False), (40, True)):
         make_set(f"set{number}", num_pictures=number)
         shown = page.parts["train"].look(values_of(train_data_dir=f"set{number}", base_model="base.safetensors"))
         assert shown["offer"]["visible"] is offered
@@ -129,6 +131,20 @@ def test_add_to_queue_starts_nothing_and_keeps_the_settings(page, services, make
     assert services.queue.settings(job.id)["train_data_dir"] == str(folder)
     again = page.parts["train"].fill_from(services.queue.settings(job.id))
     assert (again["train_data_dir"], again["base_model"], again["learning_rate"]) == ("ink", "base.safetensors", "0.0002")
+
+
+def test_a_failed_training_is_told_in_the_words_of_the_page(page, services, make_set, make_base):
+    make_set("ink", num_pictures=4)
+    make_base()
+    page.parts["train"]._submit(values_of(train_data_dir="ink", base_model="base.safetensors", batch_size=4.0), start=False)
+    (job,) = services.queue.list()
+    error = TrainingError("out of memory at step 1. Set batch_size to 2 and start over with --fresh.")
+    diagnosis = diagnose_error(error, services.queue.settings(job.id))
+    shown = draw_status(dataclasses.replace(job, status="failed", error=str(error), diagnosis=diagnosis))
+    assert "--fresh" not in shown and "batch_size" not in shown and "data-field" not in shown
+    assert "Set Batch size to 2 and Gradient accumulation to 2" in text_of(shown)
+    assert "“Use these settings again”" in text_of(shown)
+    assert "cut off" in draw_status(dataclasses.replace(job, status="failed", error="cut off", diagnosis=[]))
 
 
 def test_unknown_settings_are_not_loaded(page):
