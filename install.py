@@ -1,8 +1,9 @@
 """Installs what the WebUI lacks of our packages, and nothing else; the WebUI runs this at every start, in a process of its own.
 
 No package that is there is changed: all installed distributions are constraints of the installation. That the packages work
-together is tried once after a change of versions, which takes seconds, and the verdict is kept in `.installed.json`. Standard
-library only, and slow modules are imported where they are needed: with a known verdict it must end at once.
+together is tried once after a change of versions, which takes seconds, and that they do is kept in `.installed.json`; that they
+do not is tried again at each start, as another package may be to blame. Standard library only, and slow modules are imported
+where they are needed: with that file it must end at once.
 """
 
 from __future__ import annotations
@@ -28,10 +29,7 @@ def main() -> None:
     if _is_skipped():
         return
     versions = read_versions()
-    stamp = _read_stamp()
-    if stamp.get("versions") == versions and stamp.get("python") == sys.prefix:
-        if stamp.get("problem"):
-            print(stamp["problem"])
+    if _read_stamp() == _stamp_of(versions):
         return
     problem = ""
     if missing := [name for name in PINS if versions[name] is None]:
@@ -39,8 +37,8 @@ def main() -> None:
         versions = read_versions()  # not pip's verdict: it complains of others' packages, too
     if all(versions[name] for name in PINS):
         problem = try_packages(versions)
-        stamp = {"python": sys.prefix, "versions": versions, "problem": problem}
-        STAMP.write_text(json.dumps(stamp, indent=2), encoding="utf-8")
+        if not problem:
+            STAMP.write_text(json.dumps(_stamp_of(versions), indent=2), encoding="utf-8")
     if problem:
         print(problem)
 
@@ -69,7 +67,7 @@ def install(names: list[str]) -> str:
         command = [*_installer(), "--constraint", str(constraints), *wanted]
         if index := os.environ.get("INDEX_URL"):  # the WebUI's own variable
             command += ["--index-url", index]
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **_as_utf8())
     if result.returncode == 0:
         return ""
     last_lines = "\n".join(result.stdout.strip().splitlines()[-5:])
@@ -99,7 +97,7 @@ def try_packages(versions: dict[str, str | None]) -> str:
     """Imports what training needs, in a process of its own. Returns "" or what went wrong."""
     import subprocess
 
-    result = subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, encoding="utf-8", errors="replace")
+    result = subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, **_as_utf8())
     if result.returncode == 0:
         return ""
     reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
@@ -122,21 +120,30 @@ def _installer() -> list[str]:
     return [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--retries", "1", "--prefer-binary"]
 
 
+def _as_utf8() -> dict:
+    """Returns what has a Python print UTF-8, and what it prints read so; by itself it takes the system's, such as cp936."""
+    return {"env": {**os.environ, "PYTHONIOENCODING": "utf-8"}, "encoding": "utf-8", "errors": "replace"}
+
+
 def _is_skipped() -> bool:
     import shlex
 
     return "--skip-install" in (*sys.argv, *shlex.split(os.environ.get("COMMANDLINE_ARGS", "")))
 
 
-def _read_stamp() -> dict:
+def _stamp_of(versions: dict[str, str | None]) -> dict:
+    return {"python": sys.prefix, "versions": versions}
+
+
+def _read_stamp() -> object:
     try:
-        stamp = json.loads(STAMP.read_text(encoding="utf-8"))
-        return stamp if isinstance(stamp, dict) else {}
+        return json.loads(STAMP.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
+        return None
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # as the WebUI reads it
     try:
         main()
     except Exception as error:  # whatever happens, the WebUI must start

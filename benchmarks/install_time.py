@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         script = shutil.copy(ROOT / "install.py", folder)
         trial = processor_seconds([script])
         if not Path(folder, ".installed.json").exists():
-            sys.exit("A package is missing here, so there is nothing to measure. Run it with the Python of a WebUI.")
+            sys.exit(
+                "Packages are missing here, or do not fit together, so nothing can be measured. Run it with a WebUI's Python."
+            )
         times = [processor_seconds([script]) for _ in range(starts)]
     bare = [processor_seconds(["-c", "pass"]) for _ in range(starts)]
     rows = [

@@ -67,6 +67,13 @@ def leftover_mark(name: str) -> str:
     return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
+def nearest_existing(path: Path) -> Path:
+    """Returns the path, or the nearest around it that exists; the root where nothing does, such as a drive that is not there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
 def replace_file(source: Path, target: Path) -> Path:
     """Renames `source` over `target`; on Windows a target that is in use is retried for 1.5 seconds.
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
 from lora_trainer import files
-from lora_trainer.files import leftover_mark, replace_file, temporary_for, write_bytes, write_text, write_whole
+from lora_trainer.files import leftover_mark, nearest_existing, replace_file, temporary_for, write_bytes, write_text, write_whole
 
 pytestmark = pytest.mark.hosts
 
@@ -126,3 +126,12 @@ def test_replace_moves_within_a_folder(tmp_path):
     assert replace_file(source, target) == target
     assert not source.exists()
     assert target.read_bytes() == b"1"
+
+
+def test_the_search_for_an_existing_folder_ends_on_a_drive_that_is_not_there(tmp_path):
+    class Unplugged(PureWindowsPath):
+        def exists(self) -> bool:
+            return False
+
+    assert nearest_existing(Unplugged("E:/cache/ink")) == Unplugged("E:/")
+    assert nearest_existing(tmp_path / "a" / "b") == tmp_path

@@ -13,6 +13,7 @@ from pathlib import Path
 from lora_trainer.config.presets import load_presets
 from lora_trainer.config.schema import TrainConfig, default_of
 from lora_trainer.errors import Problem, pip_command
+from lora_trainer.files import nearest_existing
 from lora_trainer.registry import Entry
 from lora_trainer.training.table import OPTIMIZERS
 
@@ -48,13 +49,9 @@ def _check_paths(config: TrainConfig) -> list[Problem]:
         path = getattr(config, name)
         if path is not None and not path.exists():
             problems.append(_missing(name, path, "file"))
-    if config.output_dir.is_file():
-        problems.append(Problem("output_dir", f"({config.output_dir}) is a file.", hint="Name a folder for the run."))
-    elif (nearest := _nearest(config.output_dir)).is_file():
-        message = f"({config.output_dir}) cannot be made: {nearest} is a file."
-        problems.append(Problem("output_dir", message, hint="Choose another folder."))
-    elif not os.access(nearest, os.W_OK):
-        problems.append(Problem("output_dir", f"({config.output_dir}) cannot be written to.", hint="Choose another folder."))
+    for name in ("output_dir", "cache_dir"):
+        if (folder := getattr(config, name)) is not None:
+            problems += _check_writable(name, folder)
     if _is_within(config.output_dir, config.train_data_dir) or config.output_dir.resolve() == config.train_data_dir.resolve():
         problems.append(
             Problem(
@@ -69,6 +66,17 @@ def _check_paths(config: TrainConfig) -> list[Problem]:
     if config.lora_dir is not None and not config.lora_dir.is_dir():
         problems.append(_missing("lora_dir", config.lora_dir, "folder"))
     return problems
+
+
+def _check_writable(field: str, folder: Path) -> list[Problem]:
+    nearest = nearest_existing(folder)
+    if folder.is_file():
+        return [Problem(field, f"({folder}) is a file.", hint="Name a folder.")]
+    if nearest.is_file():
+        return [Problem(field, f"({folder}) cannot be made: {nearest} is a file.", hint="Choose another folder.")]
+    if not os.access(nearest, os.W_OK):
+        return [Problem(field, f"({folder}) cannot be written to.", hint="Choose another folder.")]
+    return []
 
 
 def _check_reg_folder(config: TrainConfig) -> list[Problem]:
@@ -240,18 +248,11 @@ def _check_device(config: TrainConfig) -> list[Problem]:
 
 
 def _missing(field: str, path: Path, kind: str) -> Problem:
-    nearest = _nearest(path)
+    nearest = nearest_existing(path)
     where = "the current folder" if nearest == Path() else str(nearest)
     return Problem(
         field, f"({path}) is not a {kind}.", hint=f"The path exists as far as {where}; relative paths start at {Path.cwd()}."
     )
-
-
-def _nearest(path: Path) -> Path:
-    """Returns the path, or the nearest around it that exists."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
 
 
 def _is_within(inner: Path, outer: Path) -> bool:

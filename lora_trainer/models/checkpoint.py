@@ -95,7 +95,7 @@ def load_pickle(path: Path) -> Tensors:
     """Returns the tensors of a `.ckpt` or `.bin` without running anything in it; where the format allows, mapped, not yet read.
 
     Raises:
-        ModelError: it is damaged, or holds more than plain weights.
+        ModelError: it is damaged, holds more than plain weights, or the WebUI refuses it.
     """
     try:
         # torch 2.1, which AUTOMATIC1111 pins, maps a file only where it is named by a string.
@@ -107,6 +107,11 @@ def load_pickle(path: Path) -> Tensors:
         ) from error
     except _DAMAGED_PICKLE as error:
         raise ModelError(f"{path} is damaged or not a model file ({error}). Download it again.") from error
+    if content is None:  # so answers the function that AUTOMATIC1111 puts in the place of `torch.load`
+        raise ModelError(
+            f"{path} was refused by the WebUI's own check of such files, and was not loaded; its console says why. "
+            "Take the .safetensors file of this model."
+        )
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:

@@ -16,6 +16,7 @@ from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import TrainControl
 from lora_trainer.errors import TrainingError
 from lora_trainer.events import Emit
+from lora_trainer.files import nearest_existing
 from lora_trainer.models.family import TrainableModel
 from lora_trainer.plan import TrainPlan
 from lora_trainer.training.state import KEPT_STATES
@@ -106,7 +107,7 @@ def check_space(needs: list[Need]) -> None:
     """
     by_disk: dict[int, list[Need]] = {}
     for need in needs:
-        by_disk.setdefault(_existing(need[0]).stat().st_dev, []).append(need)
+        by_disk.setdefault(nearest_existing(need[0].absolute()).stat().st_dev, []).append(need)
     for group in by_disk.values():
         wanted, free = sum(size for _, size, _ in group), _free_bytes(group[0][0])
         if wanted > free:
@@ -142,11 +143,4 @@ def _size_of(folder: Path) -> int:
 
 
 def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(_existing(folder)).free
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
+    return shutil.disk_usage(nearest_existing(folder.absolute())).free

@@ -142,3 +142,12 @@ def test_a_run_folder_below_a_file_is_refused(values):
 @pytest.mark.parametrize(("device", "is_known"), [("auto", True), ("cuda:1", True), ("gpu", False), ("cuda:", False)])
 def test_a_device_is_one_that_can_be_named(values, device, is_known):
     assert ("device" in findings(values | {"device": device})) != is_known
+
+
+@pytest.mark.parametrize("field", ["output_dir", "cache_dir"])
+def test_a_folder_that_cannot_be_made_is_an_error(values, tmp_path, field):
+    (tmp_path / "file").touch()
+    assert "is a file" in findings({**values, field: str(tmp_path / "file")})[field]
+    assert (
+        f"cannot be made: {tmp_path / 'file'} is a file" in findings({**values, field: str(tmp_path / "file" / "a" / "b")})[field]
+    )

@@ -110,7 +110,7 @@ def test_only_what_is_missing_is_added_and_nothing_else_changes(tmp_path, shop, 
     assert set(added) == {*missing.split(), *dependencies}
     assert extension.packages() == before | added
     assert ("installing" in said) == bool(missing)
-    assert extension.stamp()["problem"] == ""
+    assert extension.stamp()["versions"]["peft"] == extension.packages()["peft"]
     assert extension.run() == ""
 
 
@@ -132,7 +132,11 @@ class TestInA1111:
         said = extension.run()
         assert "do not work together (ImportError: SiglipImageProcessor)" in said
         assert "transformers 4.31.0" in said and "diffusers 0.31.0" in said
-        assert extension.run() == said  # known, and told again
+        assert extension.run() == said  # tried again, as what is to blame may be none of the watched ones
+        (extension.site / "diffusers" / "__init__.py").write_text("StableDiffusionPipeline = 1\n", encoding="utf-8")
+        assert extension.run() == ""
+        (extension.site / "diffusers" / "__init__.py").write_text(BROKEN, encoding="utf-8")
+        assert extension.run() == ""  # known to be good again
 
     def test_offline_it_says_what_is_missing_and_how_to_get_it(self, extension, tmp_path):
         (tmp_path / "empty").mkdir()
@@ -165,7 +169,18 @@ class TestInA1111:
         extension.run()
         (extension.extension / ".installed.json").write_bytes(content.encode("utf-8", "surrogateescape"))
         assert extension.run() == ""
-        assert extension.stamp()["problem"] == ""
+        assert extension.stamp()["versions"]["peft"] == "0.13.2"
+
+    def test_in_a_chinese_windows_the_help_is_not_lost(self, extension):
+        """There, programs print in cp936, which has no character for what cannot be read; the WebUI reads UTF-8."""
+        stand_in = extension.folder / "pip" / "pip" / "__main__.py"
+        stand_in.write_text(
+            "import sys\nprint('错误：没有网络', flush=True)\nsys.stdout.buffer.write('找不到主机'.encode('gbk'))\nsys.exit(1)\n",
+            encoding="utf-8",
+        )
+        said = extension.run(PYTHONIOENCODING="gbk")
+        assert "错误：没有网络" in said
+        assert "python -m pip download" in said
 
     def test_it_never_raises(self, extension):
         (extension.extension / ".installed.json").mkdir()  # cannot be written

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_trainer.errors import ModelError
-from lora_trainer.models.checkpoint import build_empty, fill, hash_tensors, read_tensors
+from lora_trainer.models.checkpoint import build_empty, fill, hash_tensors, load_pickle, read_tensors
 from lora_trainer.models.family import ModelSettings
 from lora_trainer.models.sd2 import count_used_layers
 from lora_trainer.models.sizes import TextSizes
@@ -283,3 +283,12 @@ def test_hashes_see_values_names_dtypes_and_facts_but_not_order() -> None:
     assert hash_tensors([("b", two), ("a", one)], 1) == first
     others = ([("a", two), ("b", one)], [("a", one), ("c", two)], [("a", one), ("b", two.half())])
     assert len({first, hash_tensors([("a", one), ("b", two)], 2), *(hash_tensors(other, 1) for other in others)}) == 5
+
+
+def test_a_ckpt_that_the_webuis_own_check_refuses_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AUTOMATIC1111 puts its own function in the place of `torch.load`, which returns None for what it refuses."""
+    path = tmp_path / "refused.ckpt"
+    torch.save({"state_dict": {}}, path)
+    monkeypatch.setattr(torch, "load", lambda *args, **options: None)
+    with pytest.raises(ModelError, match=r"refused\.ckpt was refused by the WebUI's own check.*console.*\.safetensors"):
+        load_pickle(path)
