@@ -115,9 +115,10 @@ def _taken_names(lora_dir: Path, owned: set[str]) -> Iterator[str]:
         if path.suffix.lower() in LORA_SUFFIXES:
             yield path.stem
             yield from read_alias(path)
-        elif path.parent == lora_dir and path.suffix.lower() in (".json", ".png"):
-            if path.with_suffix(".safetensors") not in ours:
-                yield path.stem
+        elif (
+            path.parent == lora_dir and path.suffix.lower() in (".json", ".png") and path.with_suffix(".safetensors") not in ours
+        ):
+            yield path.stem
 
 
 def walk(folder: Path) -> Iterator[Path]:
