@@ -54,8 +54,8 @@ def choose_name(lora_dir: Path, name: str, owned: Collection[str] = ()) -> str:
 
     A name is taken by a file beside which ours could not stand, and by any LoRA that the WebUI would mix it up with: one of the
     same stem in a sub-folder (the WebUI keeps one of the two), or one that calls itself so (`ss_output_name` and file
-    names share one table there, and a tag in it twice may match the wrong file, or nothing). Capitals count as equal to small
-    letters, as on Windows and macOS.
+    names share one table there, and a tag in it twice may match the wrong file, or nothing). What stands beside a LoRA that this
+    run wrote does not take its name. Capitals count as equal to small letters, as on Windows and macOS.
 
     Args:
         lora_dir: the LoRA folder; it need not exist.
@@ -75,8 +75,9 @@ def publish(
     """Copies a finished file into a LoRA folder, with its card and preview.
 
     `name` is what `choose_name` gave before the start; where somebody took it meanwhile, the next free one is used and the
-    alias in the file follows. Values that the user has set on the card since stay. The WebUI keeps a file that is replaced under
-    its name applied with the old weights: the caller must make it forget them.
+    alias in the file follows. Values that the user has set on the card since stay, and so does a preview that the run did not
+    write. The WebUI keeps a file that is replaced under its name applied with the old weights: the caller must make it forget
+    them.
 
     Args:
         source: the file, whose tensors are copied bit for bit.
@@ -98,21 +99,25 @@ def publish(
     else:
         written = [copy_lora(source, target, metadata)]
     written.append(_write_card(lora_dir / f"{name}.json", card, webui_class(metadata)))
-    if preview is not None:
-        written.append(write_bytes(lora_dir / f"{name}.png", preview))
+    picture = lora_dir / f"{name}.png"
+    if preview is not None and (picture.name in owned or not picture.exists()):
+        written.append(write_bytes(picture, preview))
     return Published(name, tuple(path.name for path in written))
 
 
 def _taken_names(lora_dir: Path, owned: set[str]) -> Iterator[str]:
     """Yields the stems and aliases of all LoRAs below a folder, and the stems of cards and previews in the folder itself."""
-    for path in walk(lora_dir):
-        if _fold(_relative_name(path, lora_dir)) in owned:
+    paths = list(walk(lora_dir))
+    ours = {path for path in paths if _fold(_relative_name(path, lora_dir)) in owned}
+    for path in paths:
+        if path in ours:
             continue
-        is_beside = path.parent == lora_dir
         if path.suffix.lower() in LORA_SUFFIXES:
             yield path.stem
             yield from read_alias(path)
-        elif is_beside and path.suffix.lower() in (".json", ".png"):
+        elif (
+            path.parent == lora_dir and path.suffix.lower() in (".json", ".png") and path.with_suffix(".safetensors") not in ours
+        ):
             yield path.stem
 
 

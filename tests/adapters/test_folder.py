@@ -59,6 +59,9 @@ def test_own_files_do_not_stand_in_the_way(lora_dir: Path) -> None:
     for file in ("ink.safetensors", "ink.json", "ink.png"):
         (lora_dir / file).write_bytes(b"")
     assert choose_name(lora_dir, "ink", {"ink.safetensors", "ink.json", "ink.png"}) == "ink"
+    assert choose_name(lora_dir, "ink", {"ink.safetensors"}) == "ink"  # what stands beside it is of the same LoRA
+    assert choose_name(lora_dir, "ink", {"ink.json", "ink.png"}) == "ink-2"
+    (lora_dir / "ink.safetensors").unlink()
     assert choose_name(lora_dir, "ink", {"ink.safetensors"}) == "ink-2"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.adapters.lent import FOLDER, lent
+from lora_trainer.adapters.lent import FOLDER, lent, remove_lent
 
 
 def put(path: Path, text: str = "") -> Path:
@@ -22,8 +22,11 @@ def test_files_stand_there_under_free_names_and_are_gone_afterwards(tmp_path: Pa
     step, same = put(tmp_path / "run" / "ink-step00000100.safetensors"), put(tmp_path / "run" / "ink.safetensors", "the run's")
     with lent([step, same, inside, step], loras) as places:
         assert places[inside] == inside
-        assert places[step] == loras / FOLDER / step.name
-        assert places[same] == loras / FOLDER / "ink-2.safetensors" and places[same].read_text(encoding="utf-8") == "the run's"
+        assert places[step].name == step.name and places[step].parent.parent == loras / FOLDER
+        assert (
+            places[same] == places[step].with_name("ink-2.safetensors")
+            and places[same].read_text(encoding="utf-8") == "the run's"
+        )
         assert places[step].samefile(step)  # a hard link takes no room
     assert not (loras / FOLDER).exists()
     assert step.read_text(encoding="utf-8") == step.name and twin.is_file()
@@ -44,3 +47,20 @@ def test_what_a_killed_process_left_is_removed_first(tmp_path: Path) -> None:
     with pytest.raises(KeyError), lent([], tmp_path):
         assert not (tmp_path / FOLDER).exists()
         raise KeyError
+
+
+def test_another_webui_with_the_same_folder_keeps_what_it_draws_with(tmp_path: Path) -> None:
+    steps = [put(tmp_path / "run" / f"{name}-step00000100.safetensors") for name in ("ink", "seal")]
+    loras = tmp_path / "Lora"
+    with lent(steps[:1], loras) as ours:
+        with lent(steps[1:], loras) as theirs:
+            assert ours[steps[0]].is_file() and theirs[steps[1]].is_file()
+        assert ours[steps[0]].is_file() and not theirs[steps[1]].exists()
+    assert not (loras / FOLDER).exists()
+
+
+def test_what_a_process_left_without_a_lock_on_it_is_removed(tmp_path: Path) -> None:
+    left = put(tmp_path / FOLDER / "abc" / "old.safetensors")
+    put(left.with_name("lock"))
+    remove_lent(tmp_path)
+    assert not (tmp_path / FOLDER).exists()

@@ -78,6 +78,16 @@ def test_a_file_that_is_gone_cannot_be_picked(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_card_and_a_preview_beside_the_run_s_own_file_do_not_take_its_name(run: RunFolder, tmp_path: Path) -> None:
+    loras = tmp_path / "Lora"
+    final = publish_for(run, make(run.export_path("ink")), loras, "ink", card=Card())
+    for step, picture in ((100, PNG), (200, PNG + b" of another")):
+        assert pick(make(run.step_path("ink", step), 0.5), 0.5, picture, loras) == final
+    assert publish_for(run, make(run.export_path("ink"), 2.0), loras, "ink", card=Card(), preview=PNG) == final
+    assert final.with_suffix(".png").read_bytes() == PNG + b" of another"  # the user's choice stays
+    assert [path.name for path in loras.glob("*.safetensors")] == ["ink.safetensors"]
+
+
 def test_a_pick_over_a_file_in_use_says_so_and_changes_nothing(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
