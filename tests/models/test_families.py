@@ -414,6 +414,23 @@ def test_bf16_runs_under_autocast_and_gives_nearly_the_same_losses(
     torch.testing.assert_close(losses, exact, rtol=0.1, atol=0.02)
 
 
+@pytest.mark.parametrize("family", FAMILIES.names())
+def test_without_autocast_the_numbers_are_the_same(family: str, models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Apple's GPUs torch before 2.5 has none, and raises even where it is to be off."""
+
+    def refuse(device_type: str, **options: Any) -> None:
+        raise RuntimeError("User specified an unsupported autocast device_type 'mps'")
+
+    model, objective = models[family], Objective()
+    with torch.no_grad():
+        batch, draws = make_batch(model, objective)
+        expected = model.losses(batch, draws, objective), model.decode_latents(batch["latent_mean"])
+        monkeypatch.setattr(torch, "autocast", refuse)
+        again, _ = make_batch(model, objective)
+        torch.testing.assert_close(again["latent_mean"], batch["latent_mean"])
+        torch.testing.assert_close((model.losses(batch, draws, objective), model.decode_latents(batch["latent_mean"])), expected)
+
+
 def test_released_encoders_are_still_padded_with(bases: dict[str, Path]) -> None:
     model: Any = load_model(ModelSettings(bases["sd1"]))
     texts = [{"text": model.encode_texts([caption])["text"][0].detach()} for caption in CAPTIONS]
