@@ -25,7 +25,7 @@ from lora_trainer.models.checkpoint import hash_file, hash_tensors
 from lora_trainer.models.detect import Detection
 from lora_trainer.models.family import ModelSettings, Objective, Tensors
 from lora_trainer.models.objective import NoiseSchedule, element_losses, mean_error
-from lora_trainer.models.parts import list_layers, load_text_encoder, load_unet, load_vae
+from lora_trainer.models.parts import list_layers, load_text_encoder, load_unet, load_vae, recompute_blocks
 from lora_trainer.models.recognise import StableDiffusionFacts, default_resolution
 from lora_trainer.models.targets import select_layers
 
@@ -190,9 +190,7 @@ class DiffusionModel(ABC):
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Has the denoiser recompute its activations in the backward pass, or keep them."""
-        if enabled:
-            self.unet.train()  # diffusers checkpoints in training mode only; the UNet has no dropout of its own
-        (self.unet.enable_gradient_checkpointing if enabled else self.unet.disable_gradient_checkpointing)()
+        recompute_blocks(self.unet, enabled)
 
     def release_encoders(self, *, keep_text: bool) -> None:
         """Moves the VAE, and unless `keep_text` the text encoders, to the CPU, and the denoiser to where it works."""

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.errors import ConfigError
 from lora_trainer.models import table, tokenizer
 from lora_trainer.models.family import ModelSettings, Objective, Tensors
@@ -398,6 +399,48 @@ def test_gradients_reach_denoiser_and_text_encoders_with_checkpointing(family: s
     model.losses(batch | model.encode_texts(CAPTIONS), draws, objective).sum().backward()
     without = [key for key, weight in weights.items() if weight.grad is None or not weight.grad.abs().sum()]
     assert not without
+
+
+@pytest.mark.hosts
+def test_checkpointing_repeats_the_numbers_and_leaves_the_host_s_random_generators_alone(
+    bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host draws from those in another thread: set back, it would draw the same noise twice."""
+    model: Any = load_model(ModelSettings(bases["sd1"]))
+    LoraAdapter.inject(model, {"unet": model.lora_targets("unet", ["attention"])}, rank=4, alpha=4, dropout=0.5, seed=1)
+    model.unet.train()
+    weights = [weight for weight in model.unet.parameters() if weight.requires_grad]
+    objective = Objective()
+    with torch.no_grad():
+        for weight in weights:
+            weight += 0.01
+        batch, draws = make_batch(model, objective)
+
+    def compute() -> tuple[torch.Tensor, list[torch.Tensor], int]:
+        num_kept = 0
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal num_kept
+            num_kept += 1
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            losses = model.losses(batch, draws, objective)
+        return losses.detach(), list(torch.autograd.grad(losses.sum(), weights)), num_kept
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the process's random generator was touched")
+
+    losses, gradients, num_kept = compute()
+    for owner in (torch, torch.random):
+        monkeypatch.setattr(owner, "get_rng_state", refuse)
+        monkeypatch.setattr(owner, "set_rng_state", refuse)
+    model.set_gradient_checkpointing(True)
+    again, repeated, num_kept_again = compute()
+    torch.testing.assert_close((again, repeated), (losses, gradients))
+    assert num_kept_again < num_kept / 2
+    model.set_gradient_checkpointing(False)
+    assert compute()[2] == num_kept
 
 
 @pytest.mark.hosts
