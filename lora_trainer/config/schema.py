@@ -467,7 +467,10 @@ class TrainConfig:
         matters=False,
     )
     deterministic: bool = _speed(
-        "bool", "Deterministic", "On a GPU: the same bytes each time, somewhat slower. A CPU always is.", default=False
+        "bool",
+        "Deterministic",
+        "On a GPU: the same bytes each time, somewhat slower; inside a WebUI only nearly. A CPU always is.",
+        default=False,
     )
 
     output_dir: Path = _saving("path", "Run folder", "Everything about this run is kept here.", matters=False)
