@@ -437,7 +437,8 @@ class TrainConfig:
     precision: str = _speed(
         "choice",
         "Precision",
-        "Of the frozen base and the arithmetic; the LoRA itself is always fp32. auto: bf16 or fp16 on a GPU, fp32 on a CPU.",
+        "Of the frozen base and the arithmetic; the LoRA itself is always fp32. auto: bf16 or fp16 on a GPU, fp32 on a CPU "
+        "and on a GTX 16xx, which fails in fp16.",
         default="auto",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
