@@ -26,7 +26,7 @@ from benchmarks.workload import SD1_UNET, SDXL_UNET, TINY
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.models.family import TrainableModel
 from lora_trainer.models.layers import unet_layers
-from lora_trainer.models.parts import list_layers
+from lora_trainer.models.parts import list_layers, recompute_blocks
 from lora_trainer.models.sizes import UNetSizes
 from lora_trainer.models.tape import TOKENS, Tape, Use, walk_unet
 from lora_trainer.models.targets import select_layers
@@ -96,7 +96,7 @@ def build_unet(sizes: UNetSizes, use: Use) -> Any:
     model = cast(TrainableModel, SimpleNamespace(parts={"unet": unet}))
     LoraAdapter.inject(model, {"unet": targets}, rank=use.rank, alpha=use.rank, dropout=0.5 if use.drops else 0.0, seed=0)
     if use.checkpoints:
-        unet.enable_gradient_checkpointing()
+        recompute_blocks(unet, True)
     return unet.train()
 
 

@@ -20,12 +20,21 @@ show the same text.
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate memory|cannot allocate memory|not enough memory|defaultcpuallocator|paging file is too small"
+    # A GPU's libraries have words of their own for it.
+    r"|STATUS_\w*ALLOC(ATION)?_FAILED|CUBLAS_STATUS_NOT_INITIALIZED.*cublasCreate"
+    "|unable to find a valid cudnn algorithm|unable to find an engine to execute",
+    re.IGNORECASE,
+)
 
 Severity = Literal["error", "warning", "notice"]
 
@@ -129,6 +138,11 @@ class MissingPackageError(LoraTrainerError):
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed. Install it with: {pip_command(package)}"
         )
+
+
+def says_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory could not be allocated, on a GPU or in RAM, in whatever library's words."""
+    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def free_frames(error: BaseException) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from lora_trainer.card import card_name, fails_in_fp16
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.dataset.buckets import Bucket
 from lora_trainer.errors import Problem
@@ -227,8 +228,10 @@ def warn_of_card(
 
 
 def computes_in_fp32(config: TrainConfig) -> bool:
-    """Whether the base is held in fp32. auto is half precision on a graphics card, which a forecast is for."""
-    return config.precision == "fp32" or (config.precision == "auto" and config.device in ("cpu", "mps"))
+    """Whether the base is held in fp32. auto is half precision on a graphics card, which a forecast is for, if it can."""
+    if config.precision != "auto":
+        return config.precision == "fp32"
+    return config.device in ("cpu", "mps") or fails_in_fp16(card_name())
 
 
 def keeps_text_encoders(config: TrainConfig) -> bool:
@@ -248,7 +251,7 @@ def _reductions(config: TrainConfig, size: tuple[int, int]) -> Iterator[tuple[di
         yield _varying(config), None
     if not config.gradient_checkpointing:
         yield {"gradient_checkpointing": True}, None
-    if computes_in_fp32(config):
+    if computes_in_fp32(config) and not fails_in_fp16(card_name()):  # which has no bf16 of its own either
         yield {"precision": "bf16"}, None
     batch, accumulation = config.batch_size, config.gradient_accumulation_steps
     while batch > 1:

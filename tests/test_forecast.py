@@ -168,6 +168,20 @@ def test_the_machines_own_card_is_compared():
     assert "The least is about" in str(forecast.warn_of_card(settings(), *SDXL, 3 * GIB))
 
 
+def test_a_card_that_fails_in_fp16_is_forecast_in_fp32(monkeypatch):
+    half = forecast.forecast(settings(), *SD1)
+    monkeypatch.setattr(card, "_ask_nvidia", lambda field: "NVIDIA GeForce GTX 1660")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA GeForce GTX 1660")
+    for with_torch in (True, False):
+        if not with_torch:
+            monkeypatch.delitem(sys.modules, "torch")
+        full = forecast.forecast(settings(), *SD1)
+        assert full == forecast.forecast(settings(precision="fp32"), *SD1) and full.base == 2 * half.base
+        assert forecast.forecast(settings(precision="fp16"), *SD1) == half
+        assert "precision" not in forecast.smaller(settings(), *SDXL, 6 * GIB)[0]
+
+
 def test_check_tells_the_memory(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(card, "card_bytes", lambda: GIB // 4)
     checkpoint = tiny.make_checkpoint("sd1", tmp_path / "base")

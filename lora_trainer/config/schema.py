@@ -457,8 +457,8 @@ class TrainConfig:
     precision: str = _speed(
         "choice",
         "Precision",
-        "Of the frozen base and the arithmetic; the LoRA itself is always fp32. auto: bf16 or fp16 on a GPU, fp32 "
-        "on a CPU. Take fp32 only if steps are skipped.",
+        "Of the frozen base and the arithmetic; the LoRA itself is always fp32. auto: bf16 or fp16 on a GPU, fp32 on a CPU "
+        "and on a GTX 16xx, which fails in fp16. Take fp32 only if steps are skipped.",
         default="auto",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
@@ -488,7 +488,10 @@ class TrainConfig:
         matters=False,
     )
     deterministic: bool = _speed(
-        "bool", "Deterministic", "On a GPU: the same bytes each time, somewhat slower. A CPU always is.", default=False
+        "bool",
+        "Deterministic",
+        "On a GPU: the same bytes each time, somewhat slower; inside a WebUI only nearly. A CPU always is.",
+        default=False,
     )
 
     output_dir: Path = _saving("path", "Run folder", "Everything about this run is kept here.", matters=False)

@@ -36,7 +36,7 @@ def build_ddim(schedule: NoiseSchedule) -> Any:
 
 def _common(schedule: NoiseSchedule) -> dict[str, Any]:
     """Returns what every scheduler is told of the base; its noise schedule is taken over as it is, zero terminal SNR included."""
-    alphas_cumprod = schedule.alphas_cumprod.double().cpu().clamp(min=_LEAST_SIGNAL)
+    alphas_cumprod = schedule.alphas_cumprod.cpu().double().clamp(min=_LEAST_SIGNAL)
     alphas = alphas_cumprod.clone()
     alphas[1:] /= alphas_cumprod[:-1]
     return {

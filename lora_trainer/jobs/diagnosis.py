@@ -22,15 +22,12 @@ from lora_trainer.errors import (
     Problem,
     RunFolderError,
     pip_command,
+    says_out_of_memory,
 )
 from lora_trainer.jobs.view import Progress
 from lora_trainer.training.table import OPTIMIZERS
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|defaultcpuallocator|paging file is too small",
-    re.IGNORECASE,
-)
 NOT_FINITE = re.compile(r"not finite|non-finite|\bnan\b|\binf(inity)?\b", re.IGNORECASE)
 DISK_WORDS = re.compile(r"no space left|disk .*(is )?full|disk .* has .* free", re.IGNORECASE)
 
@@ -94,7 +91,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _no_memory(error: BaseException, settings: Settings) -> Problem | None:
-    if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+    if not says_out_of_memory(error):
         return None
     message = "there was not enough memory for these settings."
     batch_size = _number(settings, "batch_size", 1)

@@ -12,6 +12,7 @@ import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from lora_trainer.models.checkpoint import hash_file, hash_tensors
 from lora_trainer.models.detect import Detection
 from lora_trainer.models.family import ModelSettings, Objective, Tensors
 from lora_trainer.models.objective import NoiseSchedule, element_losses, mean_error
-from lora_trainer.models.parts import list_layers, load_text_encoder, load_unet, load_vae
+from lora_trainer.models.parts import list_layers, load_text_encoder, load_unet, load_vae, recompute_blocks
 from lora_trainer.models.recognise import StableDiffusionFacts, default_resolution
 from lora_trainer.models.targets import select_layers
 
@@ -109,7 +110,7 @@ class DiffusionModel(ABC):
         The latents themselves are drawn per item and epoch, in `losses`.
         """
         device = self.vae.device
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device):
             posterior = self.vae.encode(pixels.to(device=device, dtype=torch.float32)).latent_dist
         return {"latent_mean": posterior.mean * self.scale_factor, "latent_std": posterior.std * self.scale_factor}
 
@@ -117,7 +118,7 @@ class DiffusionModel(ABC):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Returns the pictures of latents [B, 4, h, w], fp32 [B, 3, H, W] in about [-1, 1]."""
         device = self.vae.device
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device):
             pictures: Tensor = self.vae.decode(latents.to(device=device, dtype=torch.float32) / self.scale_factor).sample
         return pictures
 
@@ -130,7 +131,7 @@ class DiffusionModel(ABC):
         dtype = self.settings.dtype
         # All of it is in one dtype, LoRA layers included. Autocast would have a GPU do every norm, and what follows it up to the
         # next convolution, in fp32: more time, and twice the memory for what the backward pass keeps of it.
-        with torch.autocast(noisy_latents.device.type, enabled=False):
+        with without_autocast(noisy_latents.device):
             prediction: Tensor = self.unet(
                 noisy_latents.to(dtype),
                 timesteps,
@@ -189,9 +190,7 @@ class DiffusionModel(ABC):
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Has the denoiser recompute its activations in the backward pass, or keep them."""
-        if enabled:
-            self.unet.train()  # diffusers checkpoints in training mode only; the UNet has no dropout of its own
-        (self.unet.enable_gradient_checkpointing if enabled else self.unet.disable_gradient_checkpointing)()
+        recompute_blocks(self.unet, enabled)
 
     def release_encoders(self, *, keep_text: bool) -> None:
         """Moves the VAE, and unless `keep_text` the text encoders, to the CPU, and the denoiser to where it works."""
@@ -276,6 +275,14 @@ class DiffusionModel(ABC):
             if not name.endswith("position_ids")
         )
         return hash_tensors(tensors, TEXT_ENCODING, [encoder.heads for encoder in self.facts.text_encoders])
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Within it a caller's autocast is off."""
+    try:
+        return torch.autocast(device.type, enabled=False)
+    except RuntimeError:  # Apple's GPU before torch 2.5 has no autocast, so none is on
+        return nullcontext()
 
 
 def _legacy_hash(path: Path) -> str:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lora_trainer.errors import ModelError
 from lora_trainer.libraries import wait_for_libraries
@@ -52,10 +54,25 @@ def load_unet(settings: ModelSettings, detection: Detection) -> UNet2DConditionM
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if settings.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        # The library recomputes only in training mode; there is no dropout in the denoiser that this would switch on.
-        unet.train()
+        recompute_blocks(unet, True)
     return unet
+
+
+def recompute_blocks(unet: nn.Module, enabled: bool) -> None:
+    """Has each residual block and transformer block keep its inputs alone, and compute again in the backward pass, or not.
+
+    Like the library's own switch, which also sets the process's random generators back for each block, and takes no other way
+    before diffusers 0.33: a WebUI that draws its noise from them meanwhile would get another picture than its seed's. Nothing in
+    these blocks draws from them; the LoRA's dropout repeats by its seed.
+    """
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.resnet import ResnetBlock2D
+
+    for block in unet.modules():
+        if isinstance(block, BasicTransformerBlock | ResnetBlock2D):
+            vars(block).pop("forward", None)
+            if enabled:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def load_vae(settings: ModelSettings, detection: Detection) -> AutoencoderKL:

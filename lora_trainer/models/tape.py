@@ -199,7 +199,7 @@ def walk_unet(sizes: UNetSizes, tape: Tape, text: Value) -> Value:
         for index in range(len(block.resnet_inputs)):
             if is_up:
                 x = tape.join(x, skips.pop())
-            x = _walk_resnet(tape, f"{block.name}.resnets.{index}", x, is_first_of_middle=block.name == "mid_block" and not index)
+            x = _walk_resnet(tape, f"{block.name}.resnets.{index}", x)
             if index < block.num_attentions:
                 x = _walk_transformer(
                     tape, f"{block.name}.attentions.{index}", x, text, block, linear=sizes.uses_linear_projection
@@ -231,7 +231,7 @@ def walk_text(sizes: TextSizes, tape: Tape) -> Value:
     return tape.norm(x)
 
 
-def _walk_resnet(tape: Tape, name: str, x: Value, *, is_first_of_middle: bool) -> Value:
+def _walk_resnet(tape: Tape, name: str, x: Value) -> Value:
     def work() -> Value:
         hidden = tape.convolve(f"{name}.conv1", tape.silu(tape.norm(x)))
         hidden = tape.add(hidden, hidden)  # the timestep's
@@ -239,8 +239,7 @@ def _walk_resnet(tape: Tape, name: str, x: Value, *, is_first_of_middle: bool) -
         shortcut = tape.convolve(f"{name}.conv_shortcut", x) if f"{name}.conv_shortcut" in tape.layers else x
         return tape.add(shortcut, hidden)
 
-    # The library computes all residual blocks again but this one.
-    return work() if is_first_of_middle else tape.checkpoint(work, x)
+    return tape.checkpoint(work, x)
 
 
 def _walk_transformer(tape: Tape, name: str, x: Value, text: Value, block: Block, *, linear: bool) -> Value:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.errors import Problem, TrainingError
+from lora_trainer.errors import Problem, TrainingError, says_out_of_memory
 from lora_trainer.events import Emit
 from lora_trainer.forecast import largest_size, warn_of_card
 from lora_trainer.host.base import free_memory
@@ -92,10 +92,9 @@ def forecast_problem(config: TrainConfig, plan: TrainPlan, device: torch.device)
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory could not be allocated, on a GPU or in RAM."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+    if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
-    words = ("out of memory", "can't allocate memory", "not enough memory", "defaultcpuallocator")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    return isinstance(error, MemoryError | RuntimeError) and says_out_of_memory(error)
 
 
 def describe_memory(device: torch.device) -> str:

@@ -10,13 +10,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from lora_trainer.card import fails_in_fp16
 from lora_trainer.errors import ConfigError, Problem
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
-    """Returns the device of a name; "auto" is the first CUDA (or ROCm) GPU, else Apple's, else the CPU.
+    """Returns the device of a name, CUDA's with an index; "auto" is the CUDA (or ROCm) GPU in use, else Apple's, else the CPU.
 
     Raises:
         ConfigError: this machine, or this torch, has no such device.
@@ -28,19 +29,24 @@ def choose_device(name: str) -> torch.device:
             message = f"({name}) cannot be used here: {str(error).splitlines()[0]}"
             hint = "Set it to auto; the command setup shows what the graphics card can do."
             raise ConfigError([Problem("device", message, hint=hint)]) from error
-        return torch.device(name)
-    if torch.cuda.is_available():
+    elif torch.cuda.is_available():
+        name = "cuda"
+    else:
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":  # without an index, torch before 2.5 does not tell its memory
         return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device(name)
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Returns "fp32", "bf16" or "fp16"; "auto" is bf16 on a GPU that computes in it, fp16 on other CUDA GPUs, else fp32."""
+    """Returns "fp32", "bf16" or "fp16"; "auto" is bf16 on a GPU that computes in it, fp16 on CUDA GPUs that can, else fp32."""
     if name != "auto":
         return name
     if device.type != "cuda":
         return "fp32"
-    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 or torch.version.hip else "fp16"
+    if torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8:
+        return "bf16"
+    return "fp32" if fails_in_fp16(torch.cuda.get_device_name(device)) else "fp16"
 
 
 def choose_compute(device: str = "auto", precision: str = "auto") -> tuple[torch.device, torch.dtype]:

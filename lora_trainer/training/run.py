@@ -11,7 +11,7 @@ import torch
 
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import TrainControl
-from lora_trainer.errors import LoraTrainerError, TrainingError
+from lora_trainer.errors import LoraTrainerError, Problem, TrainingError
 from lora_trainer.events import TrainEvent
 from lora_trainer.host.base import Lease, OwnDevice
 from lora_trainer.plan import TrainPlan, make_plan
@@ -24,6 +24,9 @@ from lora_trainer.training.session import Session, TrainResult
 from lora_trainer.training.state import load_state
 
 Watch = Callable[[TrainEvent], None]
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+"""Matrix products repeat on NVIDIA's GPUs only with a workspace of fixed size, which this variable asks for."""
 
 
 def train(
@@ -73,7 +76,11 @@ def _train_in(
     with EventLog(folder, watch, tensorboard=config.log_with == "tensorboard", first_step=first_step) as log:
         session = Session(folder, config, plan, control, log.emit, lease)
         try:
-            with deterministic_algorithms(config.deterministic):
+            # A host draws its own pictures in this process.
+            is_strict = isinstance(lease, OwnDevice)
+            if problem := determinism_problem(config, session.device, is_strict=is_strict):
+                log.emit("warning", message=str(problem))
+            with deterministic_algorithms(config.deterministic, is_strict=is_strict):
                 result = session.run(saved)
             session.disk.run(folder.path, "job.json", lambda: folder.update_job(status=result.status, step=result.step))
         except StopRequestedError:  # while loading or caching, or while the disk was full: the last save counts
@@ -101,16 +108,33 @@ def _explain(error: BaseException, device: torch.device) -> BaseException:
     return TrainingError(f"out of memory ({describe_memory(device)}). {LAST}")
 
 
+def determinism_problem(config: TrainConfig, device: torch.device, *, is_strict: bool) -> Problem | None:
+    """Returns a warning where a deterministic run cannot promise the same bytes."""
+    if is_strict or not config.deterministic or device.type == "cpu":
+        return None
+    message = "holds nearly inside a WebUI: on its graphics card the last digits may differ from run to run."
+    return Problem("deterministic", message, "warning", "For the same bytes train from the command line.")
+
+
 @contextmanager
-def deterministic_algorithms(enabled: bool) -> Iterator[None]:
-    """Within it torch uses deterministic kernels alone; afterwards its setting is as it was, since a host shares it."""
+def deterministic_algorithms(enabled: bool, *, is_strict: bool) -> Iterator[None]:
+    """Within it torch uses deterministic kernels; afterwards everything is as it was, since a host shares it.
+
+    Args:
+        enabled: whether it does anything.
+        is_strict: whether an operation without a deterministic kernel fails, else it only warns. Attention's backward pass is
+            deterministic on a GPU when strict alone; but a host's pictures, drawn meanwhile, may need such operations.
+    """
     if not enabled:
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get(WORKSPACE)
     try:
+        os.environ.setdefault(WORKSPACE, ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=not is_strict)
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        if workspace is None:
+            os.environ.pop(WORKSPACE, None)

@@ -204,7 +204,7 @@ class Session:
     def _inject(self, model: TrainableModel, targets: dict[str, list[str]]) -> Adapter:
         config = self.config
         for part in targets:
-            model.parts[part].train()  # gradient checkpointing and the adapter's dropout ask for it
+            model.parts[part].train()  # the adapter's dropout asks for it
         adapter_class = ADAPTERS.get(config.adapter).load()
         adapter: Adapter = adapter_class.inject(
             model, targets, rank=config.lora_rank, alpha=config.alpha, dropout=config.lora_dropout, seed=config.seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,15 @@ def difference(one: Any, other: Any) -> float:
 
 
 @pytest.mark.hosts
+@pytest.mark.parametrize("sampler", SAMPLERS.names())
+def test_a_sampler_asks_for_no_double_precision_on_the_device(sampler):
+    """Apple's GPUs have none."""
+    schedule = NoiseSchedule("epsilon")
+    expected = SAMPLERS.get(sampler).load()(schedule).alphas_cumprod
+    schedule.alphas_cumprod = SimpleNamespace(cpu=NoiseSchedule("epsilon").alphas_cumprod.cpu)
+    assert torch.equal(SAMPLERS.get(sampler).load()(schedule).alphas_cumprod, expected)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
 def test_same_seed_gives_the_same_picture(model: Any, sampler: str) -> None:
     settings = replace(SETTINGS, sampler=sampler)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.errors import ConfigError
 from lora_trainer.models import table, tokenizer
 from lora_trainer.models.family import ModelSettings, Objective, Tensors
@@ -401,6 +402,48 @@ def test_gradients_reach_denoiser_and_text_encoders_with_checkpointing(family: s
 
 
 @pytest.mark.hosts
+def test_checkpointing_repeats_the_numbers_and_leaves_the_host_s_random_generators_alone(
+    bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host draws from those in another thread: set back, it would draw the same noise twice."""
+    model: Any = load_model(ModelSettings(bases["sd1"]))
+    LoraAdapter.inject(model, {"unet": model.lora_targets("unet", ["attention"])}, rank=4, alpha=4, dropout=0.5, seed=1)
+    model.unet.train()
+    weights = [weight for weight in model.unet.parameters() if weight.requires_grad]
+    objective = Objective()
+    with torch.no_grad():
+        for weight in weights:
+            weight += 0.01
+        batch, draws = make_batch(model, objective)
+
+    def compute() -> tuple[torch.Tensor, list[torch.Tensor], int]:
+        num_kept = 0
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal num_kept
+            num_kept += 1
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            losses = model.losses(batch, draws, objective)
+        return losses.detach(), list(torch.autograd.grad(losses.sum(), weights)), num_kept
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the process's random generator was touched")
+
+    losses, gradients, num_kept = compute()
+    for owner in (torch, torch.random):
+        monkeypatch.setattr(owner, "get_rng_state", refuse)
+        monkeypatch.setattr(owner, "set_rng_state", refuse)
+    model.set_gradient_checkpointing(True)
+    again, repeated, num_kept_again = compute()
+    torch.testing.assert_close((again, repeated), (losses, gradients))
+    assert num_kept_again < num_kept / 2
+    model.set_gradient_checkpointing(False)
+    assert compute()[2] == num_kept
+
+
+@pytest.mark.hosts
 @pytest.mark.parametrize("family", FAMILIES.names())
 def test_bf16_runs_under_autocast_and_gives_nearly_the_same_losses(
     family: str, bases: dict[str, Path], models: dict[str, Any]
@@ -412,6 +455,23 @@ def test_bf16_runs_under_autocast_and_gives_nearly_the_same_losses(
         exact = models[family].losses(*make_batch(models[family], Objective()), Objective())
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, exact, rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("family", FAMILIES.names())
+def test_without_autocast_the_numbers_are_the_same(family: str, models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Apple's GPUs torch before 2.5 has none, and raises even where it is to be off."""
+
+    def refuse(device_type: str, **options: Any) -> None:
+        raise RuntimeError("User specified an unsupported autocast device_type 'mps'")
+
+    model, objective = models[family], Objective()
+    with torch.no_grad():
+        batch, draws = make_batch(model, objective)
+        expected = model.losses(batch, draws, objective), model.decode_latents(batch["latent_mean"])
+        monkeypatch.setattr(torch, "autocast", refuse)
+        again, _ = make_batch(model, objective)
+        torch.testing.assert_close(again["latent_mean"], batch["latent_mean"])
+        torch.testing.assert_close((model.losses(batch, draws, objective), model.decode_latents(batch["latent_mean"])), expected)
 
 
 def test_released_encoders_are_still_padded_with(bases: dict[str, Path]) -> None:

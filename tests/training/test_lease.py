@@ -273,3 +273,17 @@ def test_what_waited_in_memory_already_stays_there():
     luggage.away()
     luggage.back()
     assert in_memory.weight.device == CPU
+
+
+@pytest.mark.parametrize(("lease", "only_warns"), [(None, False), (GenerousLease(), True)])
+def test_a_deterministic_run_is_strict_where_no_host_computes_beside_it(toy_config, monkeypatch, lease, only_warns):
+    """Strict, a host's generation could fail for an operation that has no deterministic form."""
+    seen, losses = set(), toy.ToyModel.losses
+
+    def look(self, *args):
+        seen.add(torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled())
+        return losses(self, *args)
+
+    monkeypatch.setattr(toy.ToyModel, "losses", look)
+    train(toy_config(deterministic="true"), control=TrainControl(), watch=lambda event: None, lease=lease)
+    assert seen == {only_warns} and not torch.are_deterministic_algorithms_enabled()

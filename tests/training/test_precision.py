@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from lora_trainer.training.precision import Precision, choose_device, choose_precision
@@ -11,6 +12,32 @@ def test_auto_is_fp32_on_a_cpu():
     assert choose_precision("auto", CPU) == "fp32"
     assert choose_precision("bf16", CPU) == "bf16"
     assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(("name", "index"), [("cuda", 1), ("auto", 1), ("cuda:0", 0)])
+def test_a_cuda_device_has_its_index(monkeypatch, name, index):
+    """Before torch 2.5 `mem_get_info` refuses a device without one."""
+    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert choose_device(name) == torch.device("cuda", index)
+
+
+@pytest.mark.parametrize(
+    ("card", "capability", "expected"),
+    [
+        ("NVIDIA GeForce GTX 1660 SUPER", (7, 5), "fp32"),
+        ("NVIDIA GeForce RTX 2060", (7, 5), "fp16"),
+        ("NVIDIA GeForce GTX 1080", (6, 1), "fp16"),
+        ("NVIDIA GeForce RTX 3060", (8, 6), "bf16"),
+    ],
+)
+def test_auto_is_what_the_card_computes_well_in(monkeypatch, card, capability, expected):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
+    assert choose_precision("auto", torch.device("cuda", 0)) == expected
+    assert choose_precision("fp16", torch.device("cuda", 0)) == "fp16"
 
 
 def test_the_scale_halves_down_to_its_floor_and_doubles_after_good_steps():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import safetensors.torch
@@ -13,7 +14,7 @@ from lora_trainer.errors import ConfigError, RunFolderError, TrainingError
 from lora_trainer.events import fold_steps, read_events
 from lora_trainer.run_folder import RunFolder
 from lora_trainer.training import session
-from lora_trainer.training.run import train
+from lora_trainer.training.run import determinism_problem, deterministic_algorithms, train
 from tests.test_files import InUse
 from tests.training import toy
 
@@ -261,6 +262,40 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_written(toy_confi
     with pytest.raises(ConfigError, match=r"device: \(cuda:77\) cannot be used here"):
         run(config)
     assert not config.output_dir.exists()
+
+
+@pytest.mark.parametrize("is_strict", [True, False])
+@pytest.mark.parametrize("workspace", [None, ":16:8"])
+@pytest.mark.parametrize("before", [(False, False), (True, True)])
+def test_determinism_leaves_no_trace_whatever_happens(monkeypatch, before, workspace, is_strict):
+    """With `warn_only` attention's backward pass is not deterministic on a GPU."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if workspace:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", workspace)
+    try:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        with pytest.raises(TrainingError), deterministic_algorithms(True, is_strict=is_strict):
+            assert determinism() == (True, not is_strict, workspace or ":4096:8")
+            raise TrainingError("stopped")
+        assert determinism() == (*before, workspace)
+        with deterministic_algorithms(False, is_strict=is_strict):
+            assert determinism() == (*before, workspace)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def determinism():
+    """Returns whether torch is deterministic, whether it only warns, and the workspace of its matrix products."""
+    is_enabled, only_warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    return is_enabled, only_warns, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+
+
+def test_a_host_s_gpu_is_told_to_be_nearly_deterministic(toy_config):
+    config, gpu = toy_config(deterministic="true"), torch.device("cuda", 0)
+    assert "may differ" in str(determinism_problem(config, gpu, is_strict=False))
+    assert determinism_problem(config, gpu, is_strict=True) is None
+    assert determinism_problem(config, torch.device("cpu"), is_strict=False) is None
+    assert determinism_problem(toy_config(), gpu, is_strict=False) is None
 
 
 def test_memory_that_runs_out_while_loading_is_explained(toy_config, monkeypatch):

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from lora_trainer.card import fails_in_fp16
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA GeForce GTX 1630",
+        "NVIDIA GeForce GTX 1650 Ti with Max-Q Design",
+        "NVIDIA GeForce GTX 1660 SUPER",
+        "GeForce GTX 1660 Ti",
+        "NVIDIA GeForce MX450",
+        "NVIDIA GeForce MX550",
+        "NVIDIA T400 4GB",
+        "NVIDIA T500",
+        "NVIDIA T550 Laptop GPU",
+        "NVIDIA T600 Laptop GPU",
+        "NVIDIA T1000 8GB",
+        "Quadro T1000",
+        "Quadro T2000 with Max-Q Design",
+        "NVIDIA T1200 Laptop GPU",
+    ],
+)
+def test_cards_that_fail_in_fp16(name):
+    assert fails_in_fp16(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA GeForce RTX 2060",
+        "NVIDIA GeForce RTX 2080 Ti",
+        "NVIDIA GeForce GTX 1080",
+        "NVIDIA GeForce GTX 1060 6GB",
+        "NVIDIA GeForce GTX 980 Ti",
+        "NVIDIA GeForce MX570",
+        "Quadro RTX 4000",
+        "NVIDIA RTX 4000 SFF Ada Generation",
+        "Tesla T4",
+        "Tesla K80",
+        "AMD Radeon RX 6600",
+    ],
+)
+def test_cards_that_do_not(name):
+    assert not fails_in_fp16(name)
