@@ -18,6 +18,7 @@ from lora_trainer.control import TrainControl
 from lora_trainer.dataset.cache import TensorStore
 from lora_trainer.errors import DatasetError, TrainingError
 from lora_trainer.events import read_events
+from lora_trainer.files import leftover_mark
 from lora_trainer.run_folder import RunFolder
 from lora_trainer.training import disk
 from lora_trainer.training.run import train
@@ -161,10 +162,13 @@ class TestFullDisk:
     def test_a_write_that_finds_no_room_waits_and_is_done_again(self, toy_config, tmp_path, monkeypatch, what):
         whole, _ = run(toy_config())
         real, failures = os.fsync, []
+        steps = [f"toy-step{step:08d}.safetensors" for step in range(1, 25)]
+        marks = tuple(leftover_mark(name) for name in (steps if what == "toy-step" else [what]))
 
         def fsync(descriptor):
             name = str(Path(f"/proc/self/fd/{descriptor}").readlink())
-            if what in name and len(failures) < 2 and started and "full" in name:
+            is_meant = Path(name).name.startswith(marks) or Path(name).parent.name == what
+            if is_meant and len(failures) < 2 and started and "full" in name:
                 failures.append(name)
                 raise OSError(errno.ENOSPC, "No space left on device")
             real(descriptor)

@@ -94,7 +94,7 @@ def test_labels_are_unique():
     [
         ("lora_rank", "1 to 1,024; usual: 8 to 64."),
         ("learning_rate", "Above 0, up to 100; usual: 1e-4 to 2e-4 with AdamW."),
-        ("lora_alpha", "Above 0; usual: 1 or 2 times the rank."),
+        ("lora_alpha", "Above 0; usual: half of, equal to or twice the rank."),
         ("seed", "0 to 4,294,967,295."),
     ],
 )
