@@ -34,13 +34,13 @@ def test_from_dropped_files_to_a_lora(start_server, open_page, tmp_path):
         "resolution": 64,
         "batch_size": 1,
         "gradient_accumulation_steps": 12,
-        "epochs": 5,
+        "epochs": 10,
         "save_steps": 5,
         "sample_steps": 2,
     }.items():
         set_field(page, name, value)
-    page.wait_for_selector(".lora_trainer_summary:has-text('10 steps')")
-    assert "24 pictures × 1 repeat × 5 epochs / batch 12" in page.locator(".lora_trainer_summary").inner_text()
+    page.wait_for_selector(".lora_trainer_summary:has-text('20 steps')")
+    assert "24 pictures × 1 repeat × 10 epochs / batch 12" in page.locator(".lora_trainer_summary").inner_text()
 
     page.locator("#lora_trainer_train_start").click()
     page.wait_for_selector(".lora_trainer_strip .is_running")
@@ -61,7 +61,7 @@ def test_from_dropped_files_to_a_lora(start_server, open_page, tmp_path):
 
     status = page.locator("#lora_trainer_runs_status").first.inner_text()
     (lora,) = server.lora_dir.glob("*.safetensors")
-    assert str(lora) in status and "10 / 10" in status
+    assert str(lora) in status and "20 / 20" in status
     card = json.loads(lora.with_suffix(".json").read_text(encoding="utf-8"))
     assert (card["activation text"], card["preferred weight"]) == ("guofeng", 0.7)
     assert Image.open(lora.with_suffix(".png")).size == (64, 64)
