@@ -48,7 +48,7 @@ RUNTIME_MODULES = (
     "yaml",
     "gradio",
 )
-TEST_MODULES = (*RUNTIME_MODULES, "pytest", "hypothesis", "skimage", "playwright")
+TEST_MODULES = (*RUNTIME_MODULES, "pytest", "xdist", "hypothesis", "skimage", "playwright")
 LINT_MODULES = ("ruff", "mypy")
 
 

@@ -29,6 +29,7 @@ def killed_at(number: int, folder: Path, action: Callable[[], object]) -> bool:
     """Runs an action in a child that kills itself at the nth touch of a file below a folder. Returns whether it came to that."""
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # those of the parent are not in its fork
         touches = 0
 
         def watch(event: str, arguments: tuple[object, ...]) -> None:

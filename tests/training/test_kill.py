@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +21,21 @@ ROOT = Path(__file__).parents[2]
 NUM_KILLS = 6
 
 
-def start(folder: Path, name: str, kill_at: int = 0) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.training.kill_child", str(folder / name), str(folder / f"{name}.yaml"), str(kill_at)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-    )
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Returns a function that trains by a name's settings, maybe to its death, and returns the exit code and what was said."""
+    command = [sys.executable, "-m", "tests.training.kill_child"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, encoding="utf-8", **pipes) as process:
+        assert process.stdin is not None and process.stdout is not None
+
+        def run(name: str, kill_at: int = 0) -> tuple[int, str]:
+            print(json.dumps([str(tmp_path / name), str(tmp_path / f"{name}.yaml"), kill_at]), file=process.stdin, flush=True)
+            code, said = json.loads(process.stdout.readline())
+            return code, said
+
+        yield run
+        process.stdin.close()
 
 
 def make_run(folder: Path, name: str) -> Path:
@@ -50,19 +58,19 @@ def make_run(folder: Path, name: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a signal of Unix; Windows has TerminateProcess")
-def test_six_kills_end_with_the_bytes_of_an_undisturbed_run(tmp_path):
+def test_six_kills_end_with_the_bytes_of_an_undisturbed_run(tmp_path, start):
     whole_path, killed_path = make_run(tmp_path, "whole"), make_run(tmp_path, "killed")
-    whole = start(tmp_path, "whole")
-    assert whole.returncode == 0, whole.stderr
-    num_touches = int(whole.stdout.rsplit("touched ", 1)[1])
+    code, said = start("whole")
+    assert code == 0, said
+    num_touches = int(said.rsplit("touched ", 1)[1])
     rng, kills = random.Random(20), 0
     while kills < NUM_KILLS:
         # Early in each start, or six kills would not fit: the first ones land in caching, later ones in training and saving.
-        result = start(tmp_path, "killed", kill_at=rng.randint(2, num_touches // 3))
-        assert result.returncode == -signal.SIGKILL, f"kill {kills} came too late: {result.stdout}{result.stderr}"
+        code, said = start("killed", kill_at=rng.randint(2, num_touches // 3))
+        assert code == -signal.SIGKILL, f"kill {kills} came too late: {said}"
         kills += 1
-    last = start(tmp_path, "killed")
-    assert last.returncode == 0, last.stderr
+    code, said = start("killed")
+    assert code == 0, said
     one, other = (safetensors.torch.load(path.read_bytes()) for path in (whole_path, killed_path))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
