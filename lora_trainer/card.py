@@ -25,8 +25,8 @@ def card_bytes() -> int | None:
         if not torch.cuda.is_available():
             return None
         return int(torch.cuda.mem_get_info()[1])
-    mib = _ask_nvidia("memory.total")
-    return int(mib) * MIB if mib and mib.isdecimal() else None
+    mib = _ask_nvidia()[1]
+    return int(mib) * MIB if mib.isdecimal() else None
 
 
 def card_name() -> str:
@@ -34,7 +34,7 @@ def card_name() -> str:
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "cuda"):
         return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
-    return _ask_nvidia("name") or ""
+    return _ask_nvidia()[0]
 
 
 def fails_in_fp16(name: str) -> bool:
@@ -42,15 +42,16 @@ def fails_in_fp16(name: str) -> bool:
     return _FAILS_IN_FP16.search(name) is not None
 
 
-@lru_cache
-def _ask_nvidia(field: str) -> str | None:
-    """Returns what NVIDIA's program says of the first card."""
+@lru_cache(maxsize=1)
+def _ask_nvidia() -> tuple[str, str]:
+    """Returns what NVIDIA's program says of the first card: its name, and its memory in MiB; "" for what is not known."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return None
-    command = [program, f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+        return "", ""
+    command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=TIMEOUT_SECONDS, check=True).stdout
-        return answer.splitlines()[0].strip()
+        name, _, mib = answer.splitlines()[0].rpartition(",")
+        return name.strip(), mib.strip()
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):  # a driver that does not answer is no card
-        return None
+        return "", ""

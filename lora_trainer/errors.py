@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -138,6 +138,12 @@ class MissingPackageError(LoraTrainerError):
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed. Install it with: {pip_command(package)}"
         )
+
+
+def examples(names: Sequence[str], most: int = 3) -> str:
+    """Returns the first names of a list for a message, and how many more there are."""
+    first = ", ".join(names[:most])
+    return f"{first} and {len(names) - most} more" if len(names) > most else first
 
 
 def says_out_of_memory(error: BaseException) -> bool:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 
-from lora_trainer.card import fails_in_fp16
+from lora_trainer import card
+from lora_trainer.card import card_bytes, card_name, fails_in_fp16
 
 
 @pytest.mark.parametrize(
@@ -46,3 +50,16 @@ def test_cards_that_fail_in_fp16(name):
 )
 def test_cards_that_do_not(name):
     assert not fails_in_fp16(name)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the program is a shell script here")
+def test_nvidias_program_is_asked_once_for_name_and_memory(tmp_path, monkeypatch):
+    program, asked = tmp_path / "nvidia-smi", tmp_path / "asked"
+    program.write_text(f"#!/bin/sh\necho x >> {asked}\necho 'NVIDIA GeForce GTX 1660 SUPER, 6144'\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    card._ask_nvidia.cache_clear()
+    assert (card_name(), card_bytes()) == ("NVIDIA GeForce GTX 1660 SUPER", 6144 * 2**20)
+    assert asked.read_text(encoding="utf-8").count("x") == 1
+    card._ask_nvidia.cache_clear()

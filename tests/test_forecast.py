@@ -170,7 +170,7 @@ def test_the_machines_own_card_is_compared():
 
 def test_a_card_that_fails_in_fp16_is_forecast_in_fp32(monkeypatch):
     half = forecast.forecast(settings(), *SD1)
-    monkeypatch.setattr(card, "_ask_nvidia", lambda field: "NVIDIA GeForce GTX 1660")
+    monkeypatch.setattr(card, "_ask_nvidia", lambda: ("NVIDIA GeForce GTX 1660", "6144"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA GeForce GTX 1660")
     for with_torch in (True, False):

@@ -40,11 +40,13 @@ class Folders:
         data_dir: ours: `datasets`, `runs`, `cache` and the queue are below it.
         lora_dir: where the host looks for LoRA files.
         second_lora_dir: a copy goes there, too, for another extension; None for none.
+        open: people of the page may name files and folders below these, and no others; None for any. See `places`.
     """
 
     data_dir: Path
     lora_dir: Path
     second_lora_dir: Path | None = None
+    open: tuple[Path, ...] | None = None
 
     @property
     def datasets(self) -> Path:

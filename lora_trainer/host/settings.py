@@ -31,8 +31,10 @@ def add_settings(captioners: Sequence[str]) -> None:
 
     flag = "--" + DATA_DIR.replace("_", "-")
     help = f"empty for lora_trainer in the WebUI's data folder; the flag {flag} goes before it; takes effect after Reload UI"
-    add(DATA_DIR, "", "Folder of data sets, runs and cache", help)
-    add(SECOND_LORA_DIR, "", "Second folder for finished LoRA files", "a copy goes there for another extension; empty for none")
+    folders = {"component_args": {"visible": not _hides_folders()}}  # what is not visible cannot be set, by a program neither
+    add(DATA_DIR, "", "Folder of data sets, runs and cache", help, **folders)
+    help = "a copy goes there for another extension; empty for none"
+    add(SECOND_LORA_DIR, "", "Second folder for finished LoRA files", help, **folders)
     choices = {"choices": ["", *captioners]}
     add(CAPTIONER, "", "Captioner", "empty for the best that is there", component=gradio.Dropdown, component_args=choices)
     add(SAVE_STEPS, 0, "Save every so many steps", "what a new training starts with; 0 for the trainer's own default")
@@ -49,13 +51,20 @@ def read_folders() -> Folders:
     flags = shared.cmd_opts
     data_dir = getattr(flags, DATA_DIR, None) or _chosen(DATA_DIR) or Path(paths.data_path) / "lora_trainer"
     second = _chosen(SECOND_LORA_DIR)
-    return Folders(_absolute(data_dir), _absolute(flags.lora_dir), _absolute(second) if second else None)
+    ours = [_absolute(path) for path in (data_dir, flags.lora_dir, second) if path]
+    open = (*ours, Path(paths.models_path).absolute()) if _hides_folders() else None
+    return Folders(ours[0], ours[1], ours[2] if second else None, open)
 
 
 def read_options() -> HostOptions:
     """Returns the choices of now."""
     values = shared.opts.data
     return HostOptions(_chosen(CAPTIONER), int(values.get(SAVE_STEPS) or 0) or None, bool(values.get(GIVES_WAY, True)))
+
+
+def _hides_folders() -> bool:
+    """Whether the WebUI was started for visitors who shall not see the folders of the computer."""
+    return bool(getattr(shared.cmd_opts, "hide_ui_dir_config", False))
 
 
 def _chosen(name: str) -> str:

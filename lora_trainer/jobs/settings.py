@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.config.parse import parse_config
-from lora_trainer.config.schema import TrainConfig
+from lora_trainer.config.schema import TrainConfig, field_infos
 from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.host.base import Host, ModelFile
+from lora_trainer.host.places import judge_places
 from lora_trainer.names import safe_part
 
 WRITTEN = ("output_dir", "cache_dir", "lora_dir")
+_READ = tuple(name for name, info in field_infos().items() if info.kind == "path" and name not in WRITTEN)
 
 
 def train_config(settings: Mapping[str, Any], host: Host, *, title: str = "", folder: Path | None = None) -> TrainConfig:
@@ -29,7 +31,8 @@ def train_config(settings: Mapping[str, Any], host: Host, *, title: str = "", fo
         folder: the run folder of a job that is queued already.
 
     Raises:
-        ConfigError: with every problem; a folder outside the host's is one.
+        ConfigError: with every problem; a folder that is written to outside the host's, and a place that the host lets nobody
+            of its page name, are two.
     """
     folders, options = host.folders(), host.options()
     values = {name: value for name, value in settings.items() if name not in WRITTEN or not _is_empty(value)}
@@ -63,6 +66,7 @@ def train_config(settings: Mapping[str, Any], host: Host, *, title: str = "", fo
         config = parse_config(values)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from error
+    problems += judge_places(host, [(name, getattr(config, name)) for name in _READ])
     if problems:
         raise ConfigError(problems)
     return config

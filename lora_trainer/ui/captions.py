@@ -156,7 +156,6 @@ class CaptionsPart:
 
     def bind(self, page: Page) -> None:
         form = page.parts["train"].form
-        self._folder_of = page.parts["dataset"].folder_of
         self.looks = looks = {
             "source": page.parts["dataset"].source,
             "trigger": form["trigger_words"],
@@ -216,7 +215,7 @@ class CaptionsPart:
 
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns everything of the chosen set through the filter."""
-        folder = self._folder_of(values["source"])
+        folder = self.services.folder_of(values["source"])
         if folder is None:
             return {"cards": markup.box(word("Choose a data set in the part Dataset first."), "empty"), "totals": ""}
         looked = self.look(values)
@@ -259,7 +258,7 @@ class CaptionsPart:
         Raises:
             DatasetError: none is chosen.
         """
-        folder = self._folder_of(values["source"])
+        folder = self.services.folder_of(values["source"])
         if folder is None:
             raise DatasetError("There is no data set yet. Choose one in the part Dataset.")
         return self._store(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -147,19 +146,13 @@ class DatasetPart:
     def tick(self, values: dict[str, Any]) -> Mapping[str, Any]:
         return {}
 
-    def folder_of(self, source: str | None) -> Path | None:
-        """Returns the folder of a set's name or a path; None for nothing."""
-        if not source:
-            return None
-        return self.services.library.path(source) if source in self.services.library.names() else Path(source).expanduser()
-
     def overview(self, source: str | None) -> Overview | None:
         """Returns what is in a set; None where nothing is chosen.
 
         Raises:
-            DatasetError: it cannot be read.
+            DatasetError: it cannot be read, or not from this page.
         """
-        folder = self.folder_of(source)
+        folder = self.services.folder_of(source)
         return None if folder is None else read_overview(folder)
 
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:

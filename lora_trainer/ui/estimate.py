@@ -17,6 +17,7 @@ from lora_trainer.dataset.advice import warn_of_trigger
 from lora_trainer.dataset.overview import Overview, Picture, read_overview
 from lora_trainer.errors import ConfigError, LoraTrainerError, ModelError, Problem
 from lora_trainer.host.base import Host
+from lora_trainer.host.places import may_name
 from lora_trainer.jobs.queue import JobQueue
 from lora_trainer.jobs.settings import train_config
 from lora_trainer.models.detect import Detection, detect
@@ -73,11 +74,12 @@ def examine(settings: Mapping[str, Any], overview: Overview | None, host: Host, 
 
 
 def find_base(value: Any, host: Host) -> Path | None:
-    """Returns the base model of a name that the host shows, or of a path; None for nothing."""
+    """Returns the base model of a name that the host shows, or of a path; None for nothing, or for a path not to be named."""
     text = str(value or "").strip()
     if not text:
         return None
-    return next((model.path for model in host.checkpoints() if model.name == text), Path(text).expanduser())
+    path = next((model.path for model in host.checkpoints() if model.name == text), Path(text).expanduser())
+    return path if may_name(host, path) else None
 
 
 def detect_base(path: Path) -> Detection:
@@ -245,8 +247,11 @@ def _nothing_to_train(overview: Overview) -> Problem:
     if not overview.pictures:
         return Problem("train_data_dir", f"({overview.folder}) holds no pictures.", hint="Drop some in the part Dataset.")
     if overview.num_without_caption:
-        message = f"holds {overview.num_without_caption} pictures without a caption, and none that can be trained."
-        return Problem("train_data_dir", message, hint="Press Caption in the part Dataset, or add .txt files.")
+        return Problem(
+            "train_data_dir",
+            f"holds {overview.num_without_caption} pictures without a caption, and none that can be trained.",
+            hint="Press Caption in the part Dataset, or add .txt files.",
+        )
     return Problem("train_data_dir", "holds no picture that can be trained.", hint="The part Dataset says why.")
 
 

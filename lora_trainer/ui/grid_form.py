@@ -144,7 +144,7 @@ class GridForm:
         sampler = next((entry.name for entry in SAMPLERS if entry.label == values["sampler"]), "euler_a")
         given = {name: values[name] for name in self.widgets if name not in ("loras", "steps_too", "sampler")}
         settings = {name: value for name, value in given.items() if value not in (None, "")}
-        folder = self._folder_of(settings.pop("train_data_dir", ""))
+        folder = self.services.path_of(settings.pop("train_data_dir", ""))
         run = self._run_of((values["loras"] or [""])[0])
         clip_skip = self.services.queue.settings(run.id).get("clip_skip") if run else None
         return {
@@ -198,10 +198,11 @@ class GridForm:
         prompt = sample if trigger.casefold() in sample.casefold() else ", ".join(part for part in (trigger, sample) if part)
         wanted = str(settings.get("base_model") or "")
         base = next((model.name for model in self.services.host.checkpoints() if wanted in (model.name, str(model.path))), "")
-        pictures = str(settings.get("train_data_dir") or "")
-        library = self.services.library
-        named = next((one for one in library.names() if pictures and library.path(one) == Path(pictures)), pictures)
-        found = {"prompts": prompt, "base_model": base, "train_data_dir": named}
+        found = {
+            "prompts": prompt,
+            "base_model": base,
+            "train_data_dir": self.services.name_of(settings.get("train_data_dir")),
+        }
         return {key: value for key, value in found.items() if value}
 
     def _card_of(self, name: str) -> str:
@@ -223,8 +224,12 @@ class GridForm:
             saved = run.folder.glob("*.safetensors") if run else ()
             steps = {step: path for path in saved if (step := split_step_name(path.stem)[1]) is not None}
             if values["steps_too"] and not steps:
-                message = f"is chosen, and there is no saved step of {name} on this computer."
-                raise ConfigError([Problem(STEPS, message, hint="Leave it out, or choose a LoRA of a run that saved steps.")])
+                problem = Problem(
+                    STEPS,
+                    f"is chosen, and there is no saved step of {name} on this computer.",
+                    hint="Leave it out, or choose a LoRA of a run that saved steps.",
+                )
+                raise ConfigError([problem])
             files += [str(steps[step]) for step in sorted(steps)]
             files.append(self._finished(name) if run else name)
         return files
@@ -241,12 +246,6 @@ class GridForm:
         run = self._run_of(name)
         path = run.folder / f"{name}.safetensors" if run else None
         return path if path and path.is_file() else None
-
-    def _folder_of(self, source: Any) -> Path | None:
-        text = str(source or "").strip()
-        if not text:
-            return None
-        return self.services.library.path(text) if text in self.services.library.names() else Path(text).expanduser()
 
 
 def _list(choices: list[str], value: Any, now: Any) -> Any:

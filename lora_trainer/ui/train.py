@@ -175,7 +175,7 @@ class TrainPart:
         if unknown:
             raise ConfigError([Problem(name, "is not a setting.", hint="Correct or remove it.") for name in unknown])
         shown = fill(settings)
-        shown["train_data_dir"] = self._name_of_set(shown["train_data_dir"])
+        shown["train_data_dir"] = self.services.name_of(shown["train_data_dir"])
         shown["base_model"] = self._name_of_base(shown["base_model"])
         filled = {"preset": None, "output_name": "", "sample_prompts": ""}
         return {**shown, "preset": None, "filled": filled, **self.look({**shown, "filled": filled})}
@@ -314,33 +314,22 @@ class TrainPart:
     def _settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the settings of the form by YAML key, the data set as its folder."""
         settings = read_values({name: values.get(name) for name in self.form})
-        folder = self._folder_of(values.get("train_data_dir"))
+        folder = self.services.path_of(values.get("train_data_dir"))
         return settings if folder is None else {**settings, "train_data_dir": str(folder)}
 
     def _title(self, values: Mapping[str, Any]) -> str:
         return str(values.get("output_name") or "").strip() or Path(str(values.get("train_data_dir") or "")).name
 
-    def _folder_of(self, source: Any) -> Path | None:
-        text = str(source or "").strip()
-        if not text:
-            return None
-        return self.services.library.path(text) if text in self.services.library.names() else Path(text).expanduser()
-
     def _overview(self, source: Any) -> Overview | None:
         """Returns what is in the chosen set; None when there is none or it cannot be read, which `check` says."""
-        folder = self._folder_of(source)
         try:
+            folder = self.services.folder_of(source)
             return None if folder is None else read_overview(folder)
         except DatasetError:
             return None
 
     def _newest(self, names: list[str]) -> str:
         return max(names, key=lambda name: self.services.library.path(name).stat().st_mtime, default="")
-
-    def _name_of_set(self, path: str) -> str:
-        """Returns the name of the set that a path is, else the path."""
-        library = self.services.library
-        return next((name for name in library.names() if path and library.path(name) == Path(path)), path)
 
     def _name_of_base(self, path: str) -> str:
         return next((model.name for model in self.services.host.checkpoints() if path and model.path == Path(path)), path)

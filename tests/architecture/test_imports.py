@@ -65,6 +65,7 @@ ROOMS = {
     "run_folder": "ground",
     "config": "ground",
     "host.base": "ground",
+    "host.places": "ground",
     "host.table": "ground",
     "dataset": "data",
     "dataset.cache": "models",

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.captioning.options import CaptionOptions, check_download, default_captioner, read_options
+from lora_trainer.captioning.weights import HUB_ID
 from lora_trainer.dataset.caption_store import CaptionStore
+from lora_trainer.errors import ConfigError
 from lora_trainer.host.base import Host
+from lora_trainer.host.places import judge_places
 from lora_trainer.jobs.context import JobContext
 
 
@@ -28,8 +31,12 @@ def read(settings: Mapping[str, Any], host: Host) -> CaptionOptions:
     """Returns the settings; where no captioner is named, with `default_captioner`, or the first of the table.
 
     Raises:
-        ConfigError: with every problem found.
+        ConfigError: with every problem found; the host may let nobody of its page name a folder.
     """
+    models = [(name, settings.get(name)) for name in ("model", "ranker_model")]
+    folders = [(name, value) for name, value in models if not HUB_ID.fullmatch(str(value).strip())]
+    if problems := judge_places(host, [("input_dir", settings.get("input_dir")), *folders]):
+        raise ConfigError(problems)
     return read_options(settings, default_captioner=default_captioner(host))
 
 

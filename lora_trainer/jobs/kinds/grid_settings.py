@@ -12,6 +12,7 @@ from lora_trainer.adapters.library import find_lora
 from lora_trainer.adapters.tags import LoraUse
 from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.host.base import Host, ModelFile
+from lora_trainer.host.places import judge_places
 from lora_trainer.inference.rows import USUAL_WEIGHTS, Row, make_rows
 from lora_trainer.inference.settings import GenerateSettings
 from lora_trainer.registry import did_you_mean
@@ -73,6 +74,10 @@ def read(settings: Mapping[str, Any], host: Host) -> GridJob:
             except (ValueError, TypeError, OverflowError):
                 problems.append(Problem(name, f"({value}) must be {_WANTED.get(name, 'text')}."))
     job = GridJob(**values)
+    places = [("train_data_dir", job.train_data_dir), ("clip", job.clip), ("vae", job.vae)]
+    problems += judge_places(host, [*places, *(("loras", name) for name in job.loras if _is_file(name))])
+    if problems:
+        raise ConfigError(problems)
     for name in ("train_data_dir", "clip"):
         folder = getattr(job, name)
         if folder and ("\0" in folder or not Path(folder).is_dir()):
@@ -129,8 +134,12 @@ def plan_rows(job: GridJob, host: Host, *, side: int) -> tuple[Row, ...]:
 
 
 def _find_file(name: str, folder: Path) -> Path:
-    is_path = name.endswith(".safetensors") and Path(name).is_absolute()
-    return Path(name) if is_path and Path(name).is_file() else find_lora(folder, name.removesuffix(".safetensors"))
+    return Path(name) if _is_file(name) and Path(name).is_file() else find_lora(folder, name.removesuffix(".safetensors"))
+
+
+def _is_file(name: str) -> bool:
+    """Whether a LoRA is given by its file."""
+    return name.endswith(".safetensors") and Path(name).is_absolute()
 
 
 def _split(value: Any, separator: str) -> list[Any]:

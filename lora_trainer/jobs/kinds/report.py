@@ -22,16 +22,16 @@ def prepare(settings: Mapping[str, Any], host: Host, title: str) -> None:
     Raises:
         ConfigError: with every problem found.
     """
-    read(settings)
+    read(settings, host)
 
 
-def read(settings: Mapping[str, Any]) -> tuple[Path, int]:
+def read(settings: Mapping[str, Any], host: Host) -> tuple[Path, int]:
     """Returns folder and resolution.
 
     Raises:
         ConfigError: they cannot be used.
     """
-    folder = read_folder(settings, ("input_dir", "resolution"))
+    folder = read_folder(settings, ("input_dir", "resolution"), host)
     resolution = settings.get("resolution", USUAL_RESOLUTION)
     if isinstance(resolution, bool) or not isinstance(resolution, int) or not 64 <= resolution <= MOST_RESOLUTION:
         raise ConfigError([Problem("resolution", f"({resolution}) must be a whole number from 64 to {MOST_RESOLUTION}.")])
@@ -40,7 +40,7 @@ def read(settings: Mapping[str, Any]) -> tuple[Path, int]:
 
 def run(settings: Mapping[str, Any], context: JobContext) -> None:
     """Writes the report; when it is stopped, the old one stays."""
-    folder, resolution = read(settings)
+    folder, resolution = read(settings, context.host)
     try:
         report = report_quality(folder, resolution=resolution, on_progress=progress(context, "looking at the pictures"))
     except StoppedError:

@@ -10,6 +10,7 @@ from lora_trainer.dataset.picture_store import PictureStore
 from lora_trainer.dataset.retouch import Retouch, apply_table, crop, read_cube, resize, trim_borders
 from lora_trainer.errors import ConfigError, DatasetError, Problem
 from lora_trainer.host.base import Host
+from lora_trainer.host.places import judge_places
 from lora_trainer.jobs.context import JobContext
 from lora_trainer.jobs.kinds.pictures import StoppedError, progress, read_folder
 
@@ -41,19 +42,21 @@ def prepare(settings: Mapping[str, Any], host: Host, title: str) -> None:
     Raises:
         ConfigError: with every problem found.
     """
-    read(settings)
+    read(settings, host)
 
 
-def read(settings: Mapping[str, Any]) -> tuple[Path, list[str], Retouch]:
+def read(settings: Mapping[str, Any], host: Host) -> tuple[Path, list[str], Retouch]:
     """Returns folder, pictures and tool.
 
     Raises:
         ConfigError: they cannot be used.
     """
-    folder, tool = read_folder(settings, _KNOWN), str(settings.get("tool") or "")
+    folder, tool = read_folder(settings, _KNOWN, host), str(settings.get("tool") or "")
     names = settings.get("names")
     if not isinstance(names, list) or not names:
         raise ConfigError([Problem("names", "names no picture.", hint="Choose some.")])
+    if outside := judge_places(host, [("table", settings.get("table"))]):
+        raise ConfigError(outside)
     if tool not in TOOLS:
         raise ConfigError([Problem("tool", f"({tool!r}) must be one of {', '.join(TOOLS)}.")])
     try:
@@ -64,7 +67,7 @@ def read(settings: Mapping[str, Any]) -> tuple[Path, list[str], Retouch]:
 
 def run(settings: Mapping[str, Any], context: JobContext) -> None:
     """Changes the pictures; when it is stopped, those that were done stay so, and one undo takes them back."""
-    folder, names, edit = read(settings)
+    folder, names, edit = read(settings, context.host)
     try:
         result = PictureStore(folder).retouch(
             names, edit, title=context.title, on_progress=progress(context, "changing the pictures")

@@ -80,7 +80,7 @@ def _hand_over(config: TrainConfig, path: Path, context: JobContext) -> Path:
             context.host.lora_changed(path)
             _copy_to_second_folder(config, path, context.host)
         except (OSError, LoraTrainerError) as error:  # the LoRA itself is there
-            message = f"the LoRA is finished, but its preview, its second copy or the host's list of LoRAs is not: {error}"
+            message = f"the LoRA is finished, but its preview, its second copy or the host's list of LoRAs failed: {error}"
             context.emit("warning", message=message)
     return path
 
