@@ -43,10 +43,11 @@ def warn_of_few_steps(config: TrainConfig, *, num_pictures: int, num_shown: int,
     field = "max_train_steps" if config.max_train_steps else "epochs"
     if num_epochs < usual / 2:
         views = num_shown / num_pictures
-        pictures = f"each of {num_pictures} pictures" if num_pictures > 1 else "the one picture"
         low, high = (max(1, round(part * usual * views)) for part in (0.8, 1.2))
-        usually = f"{low} to {high} times is usual for that many."
-        message = f"({getattr(config, field)}) shows {pictures} {num_epochs * views:.3g} times, in {_steps(steps)}; {usually}"
+        times, usually = f"{num_epochs * views:.3g}", f"{low} to {high} times is usual for that many."
+        message = f"({getattr(config, field)}) shows each of {num_pictures} pictures {times} times, in {_steps(steps)}; {usually}"
+        if num_pictures == 1:
+            message = f"({getattr(config, field)}) shows the one picture {times} times, in {_steps(steps)}; {usually}"
         better = usual
     elif steps < FEW_STEPS:
         message = f"({getattr(config, field)}) makes only {_steps(steps)}; {USUAL_STEPS} and more are usual."
@@ -58,4 +59,4 @@ def warn_of_few_steps(config: TrainConfig, *, num_pictures: int, num_shown: int,
 
 
 def _steps(number: int) -> str:
-    return f"{number} step{'s' * (number != 1)}"
+    return "1 step" if number == 1 else f"{number} steps"

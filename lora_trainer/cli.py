@@ -19,12 +19,12 @@ from lora_trainer.config import parse
 from lora_trainer.config.presets import load_presets
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import COMMANDS, TrainControl
-from lora_trainer.errors import ConfigError, LoraTrainerError, Problem
+from lora_trainer.errors import ConfigError, LoraTrainerError, Problem, examples
 from lora_trainer.libraries import load_ahead
 from lora_trainer.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
-    from lora_trainer.dataset.scan import DatasetScan, Item
+    from lora_trainer.dataset.scan import DatasetScan
     from lora_trainer.plan import TrainPlan
 
 DONE, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 130
@@ -151,6 +151,7 @@ def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
     batch = f"batch {config.batch_size}"
     if config.gradient_accumulation_steps > 1:
         batch += f" x {config.gradient_accumulation_steps} accumulated"
+    held_out = examples([item.name for item in plan.held_out], most=5)
     predicts = detection.prediction_type or "epsilon or v, known after loading"
     lines = [
         f"Base      {detection.path.name}: {detection.family}, predicts {predicts}",
@@ -158,7 +159,7 @@ def describe_plan(config: TrainConfig, plan: TrainPlan) -> str:
         f"Pictures  {_describe_scan(scan)}, at {' and '.join(map(str, plan.resolutions))} pixels",
         *([f"          and {_describe_scan(plan.reg_scan)}, from {config.reg_data_dir}"] if plan.reg_scan else ()),
         *(f"          weight {weight:g} for {count}" for weight, count in _count_weights(plan).items()),
-        *([f"Held out  {len(plan.held_out)}: {_list_names(plan.held_out)}"] if plan.held_out else []),
+        *([f"Held out  {len(plan.held_out)}: {held_out}"] if plan.held_out else []),
         *(f"          {bucket!s:>10}  {count:>5}" for bucket, count in histogram(plan.buckets).items()),
         f"Steps     {num_examples} pictures x {plan.num_epochs:g} epochs / {batch} = {plan.total_steps} steps "
         f"({plan.steps_per_epoch} per epoch)",
@@ -200,11 +201,6 @@ def _count_weights(plan: TrainPlan) -> dict[float, int]:
     """Returns how many pictures have each weight; nothing where none has another than 1."""
     counts = Counter(item.weight for item in (*plan.scan.items, *plan.reg_items))
     return {} if set(counts) == {1.0} else dict(sorted(counts.items()))
-
-
-def _list_names(items: Sequence[Item], most: int = 5) -> str:
-    names = [item.name for item in items[:most]]
-    return ", ".join([*names, f"and {len(items) - most} more"] if len(items) > most else names)
 
 
 def _inspect(options: argparse.Namespace) -> int:

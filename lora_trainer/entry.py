@@ -25,6 +25,7 @@ from lora_trainer.bootstrap import (
     unsupported_python,
 )
 
+IN_TWO_PROCESSES = ("-n", "2", "--dist", "loadfile")  # each holds up to 1 GB
 HELP = f"""LoRA trainer {__version__}: from a folder of pictures to <lora:name:0.7>
 
 python -m lora_trainer             opens the page: drop pictures, have captions written, train, try
@@ -118,11 +119,11 @@ def _is_newest() -> bool:
 
 
 def _test(arguments: list[str]) -> int:
-    """Runs pytest with the arguments; without any, the checks of the code first. All run even if one fails."""
+    """Runs pytest with the arguments; without any the checks of the code, then all tests. All run even if one fails."""
     python = sys.executable
     checks = [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)] if _is_newest() and not arguments else []
     failed = []
-    for check in [*checks, ("pytest", *arguments)]:
+    for check in [*checks, ("pytest", *(arguments or IN_TWO_PROCESSES))]:
         print(f"--- {' '.join(check)}", flush=True)
         if code := run_child([python, "-m", *check], cwd=ROOT):
             failed.append((" ".join(check), code))

@@ -174,8 +174,8 @@ def _check_start(config: TrainConfig) -> list[Problem]:
         return [Problem("start_from", f"({path}) is in the form of {form}, not the WebUI's.", hint=FOREIGN_FORMS[form][1])]
     kinds = kinds_of(header.shapes)
     if kinds != ["LoRA"]:
-        what = f"is of the kind {', '.join(kinds)}" if kinds else "holds no LoRA"
-        return [Problem("start_from", f"({path}) {what}.", hint="Give a LoRA file.")]
+        message = f"({path}) is of the kind {', '.join(kinds)}." if kinds else f"({path}) holds no LoRA."
+        return [Problem("start_from", message, hint="Give a LoRA file.")]
     ranks = Counter(shape[0] for key, shape in header.shapes.items() if key.endswith(".lora_down.weight") and shape)
     rank = ranks.most_common(1)[0][0] if ranks else config.lora_rank
     if rank != config.lora_rank:

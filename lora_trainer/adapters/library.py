@@ -96,7 +96,8 @@ def rename(path: Path, name: str, lora_dir: Path) -> Path:
     if path.suffix != ".safetensors":
         raise AdapterError(f"{path} cannot be renamed here: only a .safetensors file says inside how it is called.")
     if problem := check_output_name(name):
-        raise AdapterError(f"{name!r} cannot be the name: {problem.message} {problem.hint}")
+        why = f"{problem.message} {problem.hint}"
+        raise AdapterError(f"{name!r} cannot be the name: {why}")
     if name == path.stem and read_header(path).metadata.get("ss_output_name") == name:
         return path
     if name.casefold() == path.stem.casefold() and name != path.stem:

@@ -14,10 +14,8 @@ from torch import Size, Tensor
 
 from lora_trainer.adapters.adapter import ModuleName
 from lora_trainer.adapters.keys import group_by_module
-from lora_trainer.errors import AdapterError
+from lora_trainer.errors import AdapterError, examples
 from lora_trainer.models.family import TrainableModel
-
-NUM_EXAMPLES = 3
 
 
 def read_start(
@@ -90,17 +88,10 @@ def _raise_misfits(path: Path, untrained: list[str], misfits: list[str]) -> None
     reasons = []
     if untrained:
         reasons.append(
-            f"{len(untrained)} of its layers are not trained here: {_examples(untrained)}. Add them by target_modules, by a "
+            f"{len(untrained)} of its layers are not trained here: {examples(untrained)}. Add them by target_modules, by a "
             "text_encoder_lr or unet_lr above 0; or the file is for another base model."
         )
     if misfits:
-        reasons.append(
-            f"{len(misfits)} of its layers do not fit: {_examples(misfits)}. Take the rank and base model of the file."
-        )
+        reasons.append(f"{len(misfits)} of its layers do not fit: {examples(misfits)}. Take the rank and base model of the file.")
     if reasons:
         raise AdapterError(f"start_from ({path}) does not fit this run: {' '.join(reasons)}")
-
-
-def _examples(names: list[str]) -> str:
-    more = f" and {len(names) - NUM_EXAMPLES} more" if len(names) > NUM_EXAMPLES else ""
-    return "; ".join(names[:NUM_EXAMPLES]) + more

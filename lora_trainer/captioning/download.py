@@ -173,8 +173,8 @@ def _load(address: str, file: HubFile, target: Path, tell: Callable[[int], None]
         except (_BrokenOffError, urllib.error.HTTPError) as error:
             tries = 1 if _size(part) > before else tries + 1
             if tries >= MOST_TRIES or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
-                have = f"{describe_mb(_size(part) / 1e6)} of {describe_mb((file.size or 0) / 1e6)} of {file.name} are there"
-                raise _BrokenOffError(f"{error}; {have}.") from error
+                here, whole = describe_mb(_size(part) / 1e6), describe_mb((file.size or 0) / 1e6)
+                raise _BrokenOffError(f"{error}; {here} of {whole} of {file.name} are there.") from error
         if is_stopped():
             return False
         time.sleep(WAIT_SECONDS * 2 ** (tries - 1))

@@ -213,7 +213,7 @@ def _read_word_lists(name: str, value: Any) -> dict[str, tuple[str, ...]]:
         for line in (value if isinstance(value, str) else "\n".join(map(str, value or ()))).splitlines():
             if not line.strip():
                 continue
-            about, sign, terms = line.partition(":")
+            about, sign, terms = line.replace("：", ":").partition(":")
             if not sign or not about.strip():
                 raise ValueError(
                     f"(the line {line.strip()!r}) has no name. Write one list a line: medium: ink wash, oil painting."

@@ -44,8 +44,10 @@ class Download:
 
     def describe(self) -> str:
         """Returns what would be downloaded, in words for the user."""
-        size = f"{describe_mb(self.size_mb)} will be" if self.size_mb else "it will be"
-        return f"{self.model} is not on this computer; {size} downloaded once, from {endpoint()}, into {self.target}."
+        if not self.size_mb:
+            return f"{self.model} is not on this computer; it will be downloaded once, from {endpoint()}, into {self.target}."
+        size = describe_mb(self.size_mb)
+        return f"{self.model} is not on this computer; {size} will be downloaded once, from {endpoint()}, into {self.target}."
 
     def by_hand(self) -> str:
         """Returns what to do: to agree, or to do without our download."""

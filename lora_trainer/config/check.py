@@ -244,7 +244,7 @@ def _check_packages(config: TrainConfig) -> list[Problem]:
 def _check_device(config: TrainConfig) -> list[Problem]:
     if DEVICE.fullmatch(config.device):
         return []
-    return [Problem("device", f"({config.device}) must be auto, cpu, cuda, cuda:1 or mps.", hint="auto is usual.")]
+    return [Problem("device", f"({config.device}) must be auto, cpu, cuda, cuda:1, xpu or mps.", hint="auto is usual.")]
 
 
 def _missing(field: str, path: Path, kind: str) -> Problem:

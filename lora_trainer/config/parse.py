@@ -215,7 +215,9 @@ def _check_range(info: FieldInfo, number: float, value: Any) -> None:
 def _rule(info: FieldInfo) -> str:
     """Says what is allowed and what is usual, to complete "must be ..."."""
     number = {"int": "a whole number", "float": "a number"}.get(info.kind, "")
-    low = None if info.minimum is None else f"{'above' if info.exclusive_minimum else 'at least'} {info.minimum:.10g}"
+    low = None if info.minimum is None else f"at least {info.minimum:.10g}"
+    if info.exclusive_minimum:
+        low = f"above {info.minimum:.10g}"
     high = None if info.maximum is None else f"at most {info.maximum:.10g}"
     allowed = " and ".join(part for part in (low, high) if part) or number or _rule_of_words(info)
     unit = f" {info.unit}" if info.unit and (low or high) else ""
@@ -224,7 +226,7 @@ def _rule(info: FieldInfo) -> str:
 
 def _rule_of_words(info: FieldInfo) -> str:
     if info.choices:
-        return "one of " + ", ".join(info.choices)
+        return f"one of {', '.join(info.choices)}"
     rules = {
         "bool": "true or false",
         "path": "a path",

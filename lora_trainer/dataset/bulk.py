@@ -190,8 +190,8 @@ def put_trigger_first(trigger: str) -> Edit:
 
 
 def read_list(text: str) -> list[str]:
-    """Returns words and phrases that a user wrote with commas or line breaks between."""
-    return [word.strip() for line in text.splitlines() for word in line.split(",") if word.strip()]
+    """Returns words and phrases that a user wrote with commas or line breaks between; Chinese commas are commas, too."""
+    return [word.strip() for line in text.splitlines() for word in re.split("[,，、]", line) if word.strip()]
 
 
 def read_pairs(text: str) -> dict[str, str]:
@@ -203,7 +203,7 @@ def read_pairs(text: str) -> dict[str, str]:
     pairs = {}
     for line in text.splitlines():
         if line.strip():
-            word, sign, other = line.partition("=")
+            word, sign, other = line.replace("＝", "=").partition("=")
             if not sign or not word.strip():
                 raise DatasetError(f"the line {line.strip()!r} has no “=”. Write one replacement a line: watercolor = ink wash.")
             pairs[word.strip()] = other.strip()

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from lora_trainer.dataset.sampler import shuffled
 from lora_trainer.dataset.tables import NameIndex, Table, clean_caption, normal, read_table, read_text, split_suffix
-from lora_trainer.errors import DatasetError, Problem
+from lora_trainer.errors import DatasetError, Problem, examples
 
 SIDECAR_SUFFIXES = (".txt", ".caption")
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv")
-NUM_EXAMPLES = 3
 
 
 @dataclass
@@ -221,12 +220,6 @@ def merge_sources(names: Sequence[str], sources: Sequence[Source]) -> Captions:
             )
         )
     return captions
-
-
-def examples(names: Sequence[str]) -> str:
-    """Returns the first names for a message, and how many more there are."""
-    more = f" and {len(names) - NUM_EXAMPLES} more" if len(names) > NUM_EXAMPLES else ""
-    return ", ".join(names[:NUM_EXAMPLES]) + more
 
 
 def _rows(count: int) -> str:

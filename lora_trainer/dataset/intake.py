@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from lora_trainer.dataset.caption_store import CaptionStore
-from lora_trainer.dataset.captions import examples
 from lora_trainer.dataset.places import folded_stem, free_name, move_aside
 from lora_trainer.dataset.table_writing import edit_table
 from lora_trainer.dataset.tables import TABLE_SUFFIXES, NameIndex, clean_caption, read_table
 from lora_trainer.dataset.uploads import AddResult, Found, judge, read_caption, read_rows
-from lora_trainer.errors import DatasetError
+from lora_trainer.errors import DatasetError, examples
 from lora_trainer.files import replace_file, write_bytes, write_whole
 
 _NUM_THREADS = 4  # each holds one decoded picture; Pillow decodes without Python's lock

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lora_trainer.dataset.caption_store import CaptionStore
-from lora_trainer.dataset.captions import SIDECAR_SUFFIXES, examples
+from lora_trainer.dataset.captions import SIDECAR_SUFFIXES
 from lora_trainer.dataset.intake import Intake
 from lora_trainer.dataset.journal import KEPT_FOLDER
 from lora_trainer.dataset.places import REMOVED, move_picture
 from lora_trainer.dataset.scan import list_files, picture_names
 from lora_trainer.dataset.tables import normal
 from lora_trainer.dataset.uploads import AddResult, Upload, unpack
-from lora_trainer.errors import DatasetError
+from lora_trainer.errors import DatasetError, examples
 from lora_trainer.files import write_bytes
 from lora_trainer.names import check_part
 

@@ -16,11 +16,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from lora_trainer.dataset.buckets import assign_buckets, crop_geometry
-from lora_trainer.dataset.captions import examples
 from lora_trainer.dataset.journal import KEPT_FOLDER
 from lora_trainer.dataset.measure import Measures, measure
 from lora_trainer.dataset.scan import list_files, picture_names
-from lora_trainer.errors import DatasetError, TruncatedPictureError
+from lora_trainer.errors import DatasetError, TruncatedPictureError, examples
 from lora_trainer.files import write_text
 
 Kind = Literal[

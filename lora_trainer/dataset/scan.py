@@ -17,10 +17,10 @@ from typing import Any
 
 from PIL import ImageFile
 
-from lora_trainer.dataset.captions import SIDECAR_SUFFIXES, TABLE_NAMES, examples, read_captions
+from lora_trainer.dataset.captions import SIDECAR_SUFFIXES, TABLE_NAMES, read_captions
 from lora_trainer.dataset.images import SUFFIXES, PictureFacts, examine
 from lora_trainer.dataset.tables import normal, split_suffix
-from lora_trainer.errors import DatasetError, Problem
+from lora_trainer.errors import DatasetError, Problem, examples
 
 REASONS = ("unreadable", "too small", "invisible", "without caption", "without repeats")
 MANY_REPEATS = 100  # above it, the number at the start of a folder's name is more likely a year

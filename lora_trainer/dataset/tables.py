@@ -181,7 +181,7 @@ def _read_jsonl(text: str) -> tuple[list[Row], list[str]]:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
-            faults.append(f"line {number}: is not JSON")
+            faults.append(f"line {number}: it is not JSON")
             continue
         entry = {str(key).lower(): value for key, value in entry.items()} if isinstance(entry, dict) else {}
         name = _first_text(entry, NAME_COLUMNS)

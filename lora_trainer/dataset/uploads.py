@@ -101,7 +101,7 @@ def judge(found: Found) -> Found | AddResult:
     try:
         kind, suffix = _kind_of(name, found.path)
     except DatasetError as error:
-        return AddResult(found.label, "refused", str(error).replace(str(found.path), "it"))
+        return AddResult(found.label, "refused", str(error).replace(str(found.path), "the file"))
     except OSError as error:
         return AddResult(found.label, "refused", f"it cannot be read: {error.strerror or error}.")
     if suffix:

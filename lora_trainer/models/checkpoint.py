@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lora_trainer.errors import ModelError
+from lora_trainer.errors import ModelError, examples
 from lora_trainer.models.header import find_part_files, is_pickle, read_header
 
 Tensors = dict[str, Tensor]
@@ -202,8 +202,7 @@ def _convert(tensor: Tensor, dtype: torch.dtype | None, *, copies: bool = False)
 def _describe(what: str, names: list[str]) -> str:
     if not names:
         return ""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{what}: {', '.join(names[:3])}{more}"
+    return f"{what}: {examples(names)}"
 
 
 class _ParametersOnMeta(TorchFunctionMode):

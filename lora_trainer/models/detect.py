@@ -79,7 +79,7 @@ def detect(path: Path) -> Detection:
         raise UnsupportedModelError(
             f"{path} is a folder without a Stable Diffusion pipeline's model_index.json. Give a diffusers folder or a file."
         )
-    raise UnsupportedModelError(f"{path} is {_name_kind(header)}. {USABLE}")
+    raise UnsupportedModelError(f"{_say_what_it_is(path, header)} {USABLE}")
 
 
 def warn_of_distilled(path: Path, texts: Iterable[str]) -> tuple[str, ...]:
@@ -94,9 +94,9 @@ def warn_of_distilled(path: Path, texts: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def _name_kind(header: Header) -> str:
+def _say_what_it_is(path: Path, header: Header) -> str:
     for pattern, kind in OTHER_KINDS:
         if any(re.match(pattern, name) for name in header.shapes):
-            return f"{kind}, not a base model"
+            return f"{path} is {kind}, not a base model."
     names = ", ".join(list(header.shapes)[:3]) or "none"
-    return f"not a base model that is known here (its first tensors: {names})"
+    return f"{path} is not a base model that is known here (its first tensors: {names})."

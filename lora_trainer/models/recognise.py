@@ -184,7 +184,7 @@ def _detect_folder(path: Path) -> Detection | None:
     if not pipeline.startswith("StableDiffusion"):
         return None
     if pipeline not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
-        raise UnsupportedModelError(f"{path} is a {pipeline}, which cannot be trained here. {USABLE}")
+        raise UnsupportedModelError(f"{path} is {pipeline}, which cannot be trained here. {USABLE}")
     is_xl = pipeline == "StableDiffusionXLPipeline"
     names = ("text_encoder", "text_encoder_2") if is_xl else ("text_encoder",)
     if is_xl and not (path / "text_encoder" / "config.json").is_file():

@@ -75,7 +75,7 @@ class Sampler:
             if failure is not None:
                 free_memory()
                 if failure:
-                    self._emit("warning", message=f"the samples of step {step} could not be drawn: {failure} Training goes on.")
+                    self._emit("warning", message=f"training goes on; the samples of step {step} could not be drawn: {failure}")
                 return
         self._drawn_step = step
 

@@ -66,9 +66,9 @@ def problem_list(problems: Iterable[Problem], fields: Mapping[str, tuple[str, st
         label, section = fields.get(problem.field, (problem.field, ""))
         is_field = problem.field in fields
         subject = f"<strong>{word(label) if is_field else escape(label)}</strong> " if label else ""
-        text = escape(" ".join(part for part in (problem.message, problem.hint) if part))
+        text = " ".join(f"<span>{escape(part)}</span>" for part in (problem.message, problem.hint) if part)
         marks = f' data-field="{escape(problem.field)}" data-section="{escape(section)}"' if is_field else ""
-        items.append(f'<li class="lora_trainer_{problem.severity}"{marks}>{subject}<span>{text}</span></li>')
+        items.append(f'<li class="lora_trainer_{problem.severity}"{marks}>{subject}{text}</li>')
     return f'<ul class="lora_trainer_problems">{"".join(items)}</ul>' if items else ""
 
 

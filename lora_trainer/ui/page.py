@@ -29,8 +29,9 @@ log = logging.getLogger(__name__)
 
 _SHOWN_ONLY = (gr.HTML, gr.Button)
 ROOT = Path(__file__).resolve().parent.parent.parent
-SCRIPTS = tuple(ROOT / "javascript" / name for name in ("lora_trainer.js", "lora_trainer_captions.js", "lora_trainer_test.js"))
+SCRIPTS = tuple(ROOT / "javascript" / f"lora_trainer{name}.js" for name in ("", "_captions", "_test", "_words"))
 STYLE = ROOT / "style.css"
+LANGUAGES = {"zh": ROOT / "localizations" / "zh_CN.json"}
 
 Values = dict[str, Any]
 Handler = Callable[[Values], Mapping[str, Any]]
@@ -164,8 +165,15 @@ def build_page(services: Services) -> gr.Blocks:
             gr.HTML(f"<style>{STYLE.read_text(encoding='utf-8')}</style>", elem_classes="lora_trainer_hidden")
         Page(services).build()
         if services.is_standalone:
-            listen(blocks.load, None, js="() => {" + "".join(path.read_text(encoding="utf-8") for path in SCRIPTS) + "}")
+            listen(blocks.load, None, js=_script())
     return blocks
+
+
+def _script() -> str:
+    """Returns our scripts as one function, and the words of the browser's language, which a WebUI has from its settings."""
+    words = ", ".join(f"{language}: {path.read_text(encoding='utf-8')}" for language, path in LANGUAGES.items())
+    chosen = f"window.localization = {{{words}}}[navigator.language.slice(0, 2)] || {{}};"
+    return "() => {" + chosen + "".join(path.read_text(encoding="utf-8") for path in SCRIPTS) + "}"
 
 
 @contextlib.contextmanager

@@ -30,18 +30,18 @@ def test_a_page_writes_texts_and_a_program_lists_and_tables(tmp_path: Path) -> N
         tmp_path,
         banned="beautiful, artistic\nnice",
         replacements="watercolor painting = ink wash painting\na man =",
-        word_lists="medium: ink wash, oil\n\nera: song dynasty",
+        word_lists="medium: ink wash, oil\n\nera：宋、元",
         num_beams=5.0,
     )
     program = read(
         tmp_path,
         banned=["beautiful", "artistic", "nice"],
         replacements={"watercolor painting": "ink wash painting", "a man": ""},
-        word_lists={"medium": ["ink wash", "oil"], "era": ["song dynasty"]},
+        word_lists={"medium": ["ink wash", "oil"], "era": ["宋", "元"]},
         num_beams=5,
     )
     assert page == program
-    assert page.word_lists == {"medium": ("ink wash", "oil"), "era": ("song dynasty",)}
+    assert page.word_lists == {"medium": ("ink wash", "oil"), "era": ("宋", "元")}
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,11 @@ def test_an_edit_does_what_it_says_and_the_second_time_nothing(edit: Edit, befor
         assert apply(edit, after) == after
 
 
+def test_lists_and_replacements_are_read_with_chinese_marks_too() -> None:
+    assert bulk.read_list("艺术的，美丽的、nice, 2.5\nink wash") == ["艺术的", "美丽的", "nice", "2.5", "ink wash"]
+    assert bulk.read_pairs("水彩＝水墨\nwash = ink") == {"水彩": "水墨", "wash": "ink"}
+
+
 @pytest.mark.parametrize(
     "edit",
     [

@@ -194,7 +194,7 @@ def test_damaged_lines_are_told_and_the_others_kept(tmp_path: Path) -> None:
     captions = read(tmp_path, "a.png", "b.png")
     assert captions.by_name == {"a.png": "ok"}
     (problem,) = captions.problems
-    assert problem.message.startswith("4 rows could not be read: line 2: is not JSON")
+    assert problem.message.startswith("4 rows could not be read: line 2: it is not JSON")
 
 
 @pytest.mark.parametrize("name", ["gone.csv", "a.xlsx", "wrong.csv", "bytes.csv"])

@@ -94,7 +94,7 @@ def test_a_sample_that_fails_is_a_warning_and_leaves_everything_as_it_was(tmp_pa
     result, events = run(article_config(tmp_path / "b", "sd1", **changes))
     assert result.status == "finished" and sampled(events) == []
     told = [message for message in warnings_of(events) if "samples of step" in message]
-    assert len(told) == 4 and all(message.endswith("Training goes on.") for message in told)
+    assert len(told) == 4 and all(message.startswith("training goes on;") for message in told)
     assert all(words in message for words, message in zip(failures, told, strict=True))
     assert_same_file(without.path, result.path)
 
