@@ -8,7 +8,7 @@
     const PATIENCE_MS = 15000;
     const byId = (id) => document.getElementById(id);
     const root = () => byId("lora_trainer");
-    const state = {begun: null, wasActive: false, beat: "", pressedAt: 0, problems: ""};
+    const state = {begun: null, ended: "", beat: "", pressedAt: 0, problems: ""};
 
     function press(id) {
         const element = byId(id);
@@ -38,23 +38,23 @@
         if (!strip) return;
         if (state.begun !== page) {  // the first sight of the page, also after "Reload UI"
             state.begun = page;
+            state.ended = strip.dataset.ended;
             observer.disconnect();
             observer.observe(page, {childList: true, subtree: true});
             press("lora_trainer_refresh");
             return;
         }
-        const isActive = strip.dataset.active === "1";
-        if (isActive) {
+        if (strip.dataset.active === "1") {
             const now = Date.now();
             if (strip.dataset.beat !== state.beat || now - state.pressedAt > PATIENCE_MS) {
                 state.beat = strip.dataset.beat;
                 state.pressedAt = now;
                 press("lora_trainer_tick");
             }
-        } else if (state.wasActive) {
+        } else if (strip.dataset.ended !== state.ended) {
+            state.ended = strip.dataset.ended;
             press("lora_trainer_refresh");
         }
-        state.wasActive = isActive;
     }
 
     function selected() {

@@ -12,7 +12,7 @@
     const page = () => window.loraTrainer;
     // What was typed and is not known to be saved: by folder and picture, the text, what it was typed over, and what was sent since.
     const drafts = new Map();
-    const state = {flight: null, number: 0, wasSeen: false, wasActive: false, isOld: false, source: "", large: "", turned: 0, observed: null};
+    const state = {flight: null, number: 0, wasSeen: false, ended: "", isOld: false, source: "", large: "", turned: 0, observed: null};
     const self = `${Date.now()}-${Math.random()}`;  // tells this window from others
 
     const fields = () => [...root().querySelectorAll("textarea[data-caption]")];
@@ -301,16 +301,16 @@
         showLarge();
         const strip = root().querySelector(".lora_trainer_strip");
         const isSeen = Boolean(cards && cards.offsetParent);
-        const isActive = Boolean(strip && strip.dataset.active === "1");
+        const ended = strip ? strip.dataset.ended : state.ended;
         const source = page().fieldText("lora_trainer_dataset_source");
-        state.isOld = state.isOld || !state.wasSeen || (state.wasActive && !isActive) || source !== state.source;
+        state.isOld = state.isOld || !state.wasSeen || ended !== state.ended || source !== state.source;
         if (isSeen && state.isOld && !typed()) {
             state.isOld = false;
             state.source = source;
             page().press("lora_trainer_captions_redraw");
         }
         state.wasSeen = isSeen;
-        state.wasActive = isActive;
+        state.ended = ended;
     }
 
     const observer = new MutationObserver(() => restoreDrafts());

@@ -12,7 +12,11 @@ BEGINNING_SECONDS = 60
 
 
 def describe_activity(jobs: list[JobView]) -> str:
-    """Returns the line at the top: what runs, how far it is, how many jobs wait. The script ticks while it is marked active."""
+    """Returns the line at the top: what runs, how far it is, how many jobs wait.
+
+    The script ticks while it is marked active, and draws anew when the mark of the last end changes: a short job may be over
+    before the page has seen it at work.
+    """
     active = next((job for job in jobs if job.is_active), None)
     num_queued = sum(job.status == "queued" for job in jobs)
     content = ""
@@ -30,6 +34,7 @@ def describe_activity(jobs: list[JobView]) -> str:
     # A job that was queued a moment ago is about to begin.
     is_beginning = any(job.status == "queued" and time.time() - job.created < BEGINNING_SECONDS for job in jobs)
     marks = {"data_active": markup.as_attribute(active or is_beginning), "data_beat": _beat(active)}
+    marks["data_ended"] = str(max((job.ended or 0 for job in jobs), default=0))
     return markup.box(content, "strip", *([] if content else ["is_idle"]), **marks)
 
 

@@ -9,13 +9,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import TimeoutError, sync_playwright
+from playwright.sync_api import sync_playwright
 
 from lora_trainer.bootstrap import ROOT
 from lora_trainer.config.schema import SECTIONS, field_infos
@@ -156,16 +155,6 @@ def set_field(page: Any, name: str, value: object) -> None:
         )
         field.wait_for(state="visible")
     field.fill(str(value))
-
-
-def press_until(page: Any, button: str, seen: str) -> None:
-    """Presses a button until what it shows is there: on a busy machine a press can fall into the drawing of the page."""
-    for _ in range(3):
-        page.locator(button).click()
-        with suppress(TimeoutError):
-            page.wait_for_selector(seen, timeout=PATIENCE_MS // 4)
-            return
-    page.wait_for_selector(seen, timeout=PATIENCE_MS // 4)
 
 
 def choose(page: Any, name: str, option: str) -> None:

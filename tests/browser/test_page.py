@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 from PIL import Image
 
-from tests.browser.conftest import INK, PATIENCE_MS, choose, drop_files, set_field, show_part
+from tests.browser.conftest import INK, choose, drop_files, set_field, show_part
 
 pytestmark = [pytest.mark.hosts, pytest.mark.slow]
 
@@ -42,6 +42,8 @@ def test_from_dropped_files_to_a_lora(start_server, open_page, tmp_path):
     page.locator("#lora_trainer_train_start").click()
     before = page.wait_for_function(_BAR_AT).json_value()
     page.wait_for_function(f"(before) => {{ const at = ({_BAR_AT})(); return at && at !== before; }}", arg=before)
+
+    page.reload(wait_until="domcontentloaded")
     show_part(page, "Runs")
     page.locator("#lora_trainer_runs_pause").click()
     page.wait_for_selector("#lora_trainer_runs_status .is_paused")
@@ -51,17 +53,15 @@ def test_from_dropped_files_to_a_lora(start_server, open_page, tmp_path):
     page.wait_for_selector("#lora_trainer_runs_status .is_stopped")
     assert not any(server.lora_dir.glob("*.safetensors"))
 
-    show_part(page, "Train")
+    page.locator("#lora_trainer_runs_clone").click()
+    page.wait_for_selector(".lora_trainer_summary:has-text('10,000 steps')")
     set_field(page, "epochs", 10)
     page.wait_for_selector(".lora_trainer_summary:has-text('20 steps')")
     assert "24 pictures × 1 repeat × 10 epochs / batch 12" in page.locator(".lora_trainer_summary").inner_text()
     page.locator("#lora_trainer_train_start").click()
-    for _ in range(PATIENCE_MS // 200):
-        if any(server.lora_dir.glob("*.safetensors")):
-            break
-        page.wait_for_timeout(200)
-    page.reload(wait_until="domcontentloaded")
     show_part(page, "Runs")
+    page.wait_for_selector("#lora_trainer_runs_jobs .lora_trainer_job >> nth=1")
+    page.locator("#lora_trainer_runs_jobs .lora_trainer_job").first.click()
     page.wait_for_selector("#lora_trainer_runs_status .is_finished")
 
     status = page.locator("#lora_trainer_runs_status").first.inner_text()
