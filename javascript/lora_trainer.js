@@ -30,6 +30,13 @@
         return field ? field.value : "";
     }
 
+    // Whether another job is shown than is chosen: the answer to an earlier question came after that to the choice.
+    function isBehind() {
+        const shown = document.querySelector("#lora_trainer_runs_status [data-shown]");
+        const chosen = fieldText("lora_trainer_runs_chosen");
+        return Boolean(shown && chosen && shown.dataset.shown !== chosen);
+    }
+
     // Once a second. Without an answer to the last press it waits, so that a slow server is not flooded.
     function tick() {
         const page = root();
@@ -44,7 +51,7 @@
             press("lora_trainer_refresh");
             return;
         }
-        if (strip.dataset.active === "1") {
+        if (strip.dataset.active === "1" || isBehind()) {
             const now = Date.now();
             if (strip.dataset.beat !== state.beat || now - state.pressedAt > PATIENCE_MS) {
                 state.beat = strip.dataset.beat;

@@ -126,7 +126,7 @@ def describe_plan(config: TrainConfig, overview: Overview, detection: Detection 
         line += f" ({num_seen} {word('with their repeats')})"
     if len(resolutions) > 1:
         line += f" × <b>{len(resolutions)}</b> {word('sizes')}"
-    epochs = f" × <b>{config.epochs}</b> {_noun(config.epochs, word('epoch'), word('epochs'))} / {word('batch')} <b>{batch}</b>"
+    epochs = f" × <b>{config.epochs:,}</b> {_noun(config.epochs, word('epoch'), word('epochs'))} / {word('batch')} <b>{batch}</b>"
     line += f" {word('until the step that ends it')}" if config.max_train_steps else epochs
     line += f" = <strong>{steps:,} {_noun(steps, word('step'), word('steps'))}</strong>"
     seconds = estimate_seconds(config, overview, resolutions, steps, queue)

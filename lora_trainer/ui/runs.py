@@ -139,7 +139,10 @@ class RunsPart:
         return self.show(values)
 
     def show(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what changed since `values["drawn"]` of the list and of the job `values["chosen"]`."""
+        """Returns what changed since `values["drawn"]` of the list and of the job `values["chosen"]`.
+
+        The choice is returned only where it is no job's: the user may choose another while the answer is on its way.
+        """
         jobs = self.services.queue.list()
         job = next((job for job in jobs if job.id == values["chosen"]), None) or _first_to_show(jobs)
         pieces: dict[str, Any] = {"jobs": draw_jobs(jobs, job.id if job else "")}
@@ -147,7 +150,9 @@ class RunsPart:
         pieces |= self._describe(job, values.get("scrubber"), drawn) if job else dict(_NO_JOB)
         hashes = {name: _digest(piece) for name, piece in pieces.items()}
         changed = {name: _as_update(name, piece) for name, piece in pieces.items() if drawn.get(name) != hashes[name]}
-        return {**changed, "chosen": job.id if job else "", "drawn": hashes}
+        shown = job.id if job else ""
+        choice = {} if shown == values["chosen"] else {"chosen": shown}
+        return {**changed, **choice, "drawn": hashes}
 
     def _describe(self, job: JobView, sample: Any, drawn: Mapping[str, str]) -> dict[str, Any]:
         """Returns every piece of one job: HTML, or a mapping of a component's properties.
@@ -157,7 +162,7 @@ class RunsPart:
         curve = self.curves.read(job.id)
         steps = sorted({step for step, _ in job.samples})
         pieces: dict[str, Any] = {
-            "status": draw_status(job),
+            "status": f'<div data-shown="{escape(job.id)}">{draw_status(job)}</div>',
             "plot": self._draw_plot(job, curve),
             "log": markup.box(f"<pre>{escape(self.services.queue.log_tail(job.id))}</pre>", "log", tabindex="0"),
             "settings": draw_settings(self.services.queue.settings(job.id)),

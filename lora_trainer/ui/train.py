@@ -283,7 +283,8 @@ class TrainPart:
             id = self.services.queue.submit("train", self._settings(values), title=self._title(values), start=start)
         except ConfigError as error:
             return self._refused(error.problems)
-        runs = {f"runs.{name}": update for name, update in self._runs.show({"chosen": id, "drawn": None}).items()}
+        shown = {**self._runs.show({"chosen": id, "drawn": None}), "chosen": id}
+        runs = {f"runs.{name}": update for name, update in shown.items()}
         if start:
             return {**runs, "tabs": gr.update(selected="runs"), "problems": ""}
         return {**runs, "problems": "", "message": markup.notice(word("Added to the queue; the part Runs shows it."))}

@@ -133,6 +133,19 @@ def test_add_to_queue_starts_nothing_and_keeps_the_settings(page, services, make
     assert (again["train_data_dir"], again["base_model"], again["learning_rate"]) == ("ink", "base.safetensors", "0.0002")
 
 
+def test_an_answer_on_its_way_does_not_take_back_a_choice(page, services, make_set, make_base):
+    """A tick or a refresh that was asked before Start, or before a click on another run, may be answered after it."""
+    train, runs = page.parts["train"], page.parts["runs"]
+    values = values_of(base_model=make_base().name, train_data_dir=make_set().name)
+    older, newer = (train._submit(values, start=False)["runs.chosen"] for _ in range(2))
+    assert older != newer
+    shown = runs.show({"chosen": older, "drawn": None})
+    assert "chosen" not in shown and f'data-shown="{older}"' in shown["status"]
+    assert "chosen" not in runs.show({"chosen": older, "drawn": shown["drawn"]})
+    gone = runs.show({"chosen": "gone", "drawn": None})["chosen"]
+    assert gone in (older, newer)
+
+
 def test_a_failed_training_is_told_in_the_words_of_the_page(page, services, make_set, make_base):
     make_set("ink", num_pictures=4)
     make_base()
