@@ -126,7 +126,8 @@ class Page:
             updates = {"strip": self._strip()} if quiet else {"message": ""}
             try:
                 updates |= handler(values)
-                updates["strip"] = self._strip()
+                if not quiet:  # else that of before it: a line newer than what is drawn would say that nothing is left to draw
+                    updates["strip"] = self._strip()
             except ConfigError as error:
                 updates = {"message": markup.box(markup.problem_list(error.problems), "message", "is_error", role="alert")}
             except LoraTrainerError as error:
